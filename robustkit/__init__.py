@@ -1,0 +1,66 @@
+"""robustkit: compose, train and judge adversarially robust image classifiers.
+
+    from robustkit import Recipe, Model, px, run
+    from robustkit.data import Cifar10
+    ...
+
+Names are loaded when first used, so that importing robustkit costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustkit.core.errors import UserError
+    from robustkit.core.model import Model
+    from robustkit.core.override import override
+    from robustkit.core.recipe import Precision, Recipe, Suite, Validation, load_recipe, px
+    from robustkit.core.registry import registry
+    from robustkit.core.spec import digest, setting, spec
+    from robustkit.runs import resume, run
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "UserError": "core.errors",
+    "Model": "core.model",
+    "override": "core.override",
+    "Precision": "core.recipe",
+    "Recipe": "core.recipe",
+    "Suite": "core.recipe",
+    "Validation": "core.recipe",
+    "load_recipe": "core.recipe",
+    "px": "core.recipe",
+    "registry": "core.registry",
+    "digest": "core.spec",
+    "setting": "core.spec",
+    "spec": "core.spec",
+    "resume": "runs",
+    "run": "runs",
+}
+
+__all__ = [
+    "Model",
+    "Precision",
+    "Recipe",
+    "Suite",
+    "UserError",
+    "Validation",
+    "digest",
+    "load_recipe",
+    "override",
+    "px",
+    "registry",
+    "resume",
+    "run",
+    "setting",
+    "spec",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"robustkit.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'robustkit' has no attribute '{name}'")

@@ -1,0 +1,15 @@
+"""How do we get there?
+
+An attack turns images x (B, C, H, W) into adversarial ones, given `predict` (the engine's forward), labels, a budget
+(radius, perhaps step size and number of steps, for each image), a threat model and a generator. It is stateless, so
+the same value serves training, evaluation and other attacks. `climb` is the loop that all iterative attacks share.
+"""
+
+from robustkit.attacks.climb import climb
+from robustkit.attacks.pgd import PGD
+from robustkit.core.registry import registry as _registry
+from robustkit.core.strategy import Attack
+
+registry = _registry("attack")
+
+__all__ = ["PGD", "Attack", "climb", "registry"]

@@ -1,0 +1,102 @@
+"""Projected gradient descent."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustkit.attacks.climb import climb
+from robustkit.core.batch import Budget, Mode, Passes, Progress
+from robustkit.core.errors import RecipeError
+from robustkit.core.recipe import Recipe
+from robustkit.core.registry import registry
+from robustkit.core.rng import Generator
+from robustkit.core.spec import setting, spec
+from robustkit.core.strategy import Objective, Predict, Reference, ThreatModel
+from robustkit.objectives.cross_entropy import CrossEntropyObjective
+
+
+@registry("attack").register("pgd")
+@spec
+class PGD:
+    """Projected gradient ascent of an objective (Madry et al. 2018; UIAT sheet 2.1, 3.2).
+
+    `step_size` in pixels; None takes the budget's, else epsilon / 4. `start`: "uniform" in the ball and the box,
+    "gaussian" (x + `noise` N(0, 1), unclipped: TRADES), or "clean". `start_epsilon` starts all images in a ball of that
+    radius instead of their own, and `final_epsilon` clips the result (both: ECAS-AWP, ECAS sheet 3.2). `mode` is the
+    model's mode during the attack.
+    """
+
+    steps: int = setting(10, at_least=0)
+    step_size: float | None = setting(None, above=0)
+    objective: Objective = CrossEntropyObjective()
+    start: Literal["uniform", "gaussian", "clean"] = "uniform"
+    noise: float = setting(0.001, at_least=0)
+    start_epsilon: float | None = setting(None, above=0)
+    final_epsilon: float | None = setting(None, above=0)
+    mode: Mode = "eval"
+
+    @property
+    def reach(self) -> float:
+        return 1.0
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse two step sizes."""
+        if recipe.attack is self and self.step_size is not None and recipe.epsilon.sets_step_size:
+            raise RecipeError(
+                "both the attack and the epsilon schedule set a step size",
+                place="attack.step_size",
+                remedy="set attack.step_size=none, or an epsilon schedule without step_fraction",
+            )
+
+    def __call__(
+        self,
+        predict: Predict,
+        x: Tensor,
+        y: Tensor,
+        budget: Budget,
+        threat: ThreatModel,
+        generator: Generator,
+        *,
+        reference: Reference | None = None,
+    ) -> Tensor:
+        """Adversarial images; `reference` where the caller has it already (inverse targets do)."""
+        with predict.using(self.mode) as predict:
+            if reference is None:
+                reference = Reference()
+                if self.objective.needs_reference:
+                    with torch.no_grad():
+                        reference = Reference(natural=predict(x))
+            result = climb(
+                lambda images: self.objective(predict(images), y, reference),
+                self._start(x, budget, threat, generator),
+                x,
+                threat=threat,
+                epsilon=budget.epsilon,
+                step_size=self._step_size(budget),
+                steps=self.steps if budget.steps is None else budget.max_steps,
+                steps_per_image=budget.steps,
+            )
+        if self.final_epsilon is not None:
+            result = threat.project(result, x, budget.epsilon.clamp_max(self.final_epsilon))
+        return result
+
+    def _start(self, x: Tensor, budget: Budget, threat: ThreatModel, generator: Generator) -> Tensor:
+        if self.start == "gaussian":
+            return x + self.noise * generator.normal(x)
+        if self.start == "uniform":
+            radius = budget.epsilon
+            if self.start_epsilon is not None:
+                radius = torch.full_like(radius, self.start_epsilon)
+            return threat.random(x, radius, generator)
+        return x.clone()
+
+    def _step_size(self, budget: Budget) -> Tensor:
+        if self.step_size is not None:
+            return torch.full_like(budget.epsilon, self.step_size)
+        return budget.epsilon / 4 if budget.step_size is None else budget.step_size
+
+    def passes(self, progress: Progress) -> Passes:
+        return Passes(forward=self.steps + self.objective.needs_reference, input_backward=self.steps)

@@ -1,0 +1,1 @@
+"""The core knows no strategy: values, registries, contracts, the loop. Read batch, spec and registry first."""

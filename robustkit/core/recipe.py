@@ -1,0 +1,241 @@
+"""A recipe composes one strategy of each kind, and is a value: printed, compared, hashed without data or a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from robustkit.core.batch import Passes, Progress
+from robustkit.core.errors import RecipeError, UserError
+from robustkit.core.model import Model
+from robustkit.core.registry import hint, registry
+from robustkit.core.spec import from_json, setting, spec, to_json, walk
+from robustkit.core.strategy import (
+    Attack,
+    Dataset,
+    EpsilonSchedule,
+    Head,
+    Measure,
+    Optimizer,
+    OuterLoss,
+    Schedule,
+    TargetDistribution,
+    ThreatModel,
+    WeightAverage,
+    WeightPerturbation,
+)
+
+px = 1 / 255
+"""One step of an 8-bit pixel: `8 * px` is 8/255."""
+
+
+def _default(kind: str, name: str, **settings: Any) -> Any:
+    """A field's default strategy, looked up by name when first needed: the core imports no strategy."""
+    return setting(attrs.Factory(lambda: registry(kind).get(name)(**settings)))
+
+
+@spec
+class Validation:
+    """What is held out of the training images, and how robustness is measured on it after each epoch.
+
+    The best checkpoint has the highest robust accuracy here. `train_images` training images are measured likewise, for
+    the learning curves. `attack` None measures natural accuracy alone.
+    """
+
+    images: int = setting(1024, at_least=0)
+    train_images: int = setting(512, at_least=0)
+    attack: Attack | None = _default("attack", "pgd")
+    every: int = setting(1, at_least=1)
+
+
+@spec
+class Precision:
+    """Arithmetic of the attack and target passes, of the outer pass, and of evaluation. Losses are always float32."""
+
+    attack: Literal["fp32", "bf16"] = "fp32"
+    outer: Literal["fp32", "bf16"] = "fp32"
+    evaluation: Literal["fp32", "bf16"] = "fp32"
+
+
+def _standard_measures() -> tuple[Measure, ...]:
+    measures = registry("measure")
+    attacked, objective = measures.get("attacked"), registry("objective").get("margin")
+    return (measures.get("clean")(), attacked(), attacked(key="cw", objective=objective()), measures.get("autoattack")())
+
+
+@spec
+class Suite:
+    """Measures of a finished model under one threat model (None: the recipe's), on the test images.
+
+    `images` limits every measure to a fixed random part of the test set. A suite's `name` goes before its keys in
+    results.json ("l2/autoattack"); the main suite has none.
+    """
+
+    name: str = ""
+    threat: ThreatModel | None = None
+    measures: tuple[Measure, ...] = setting(attrs.Factory(_standard_measures))
+    images: int | None = setting(None, at_least=1)
+
+
+@spec
+class Recipe:
+    """One strategy of each kind. `control` is a second recipe, trained and reported beside this one."""
+
+    data: Dataset
+    model: Model
+    threat: ThreatModel
+    attack: Attack | None
+    loss: OuterLoss
+    schedule: Schedule
+    epochs: int = setting(at_least=1)
+    head: Head = _default("head", "linear")
+    epsilon: EpsilonSchedule = _default("epsilon", "fixed")
+    target: TargetDistribution | None = None
+    weights: WeightPerturbation = _default("weights", "still")
+    average: WeightAverage | None = None
+    optimizer: Optimizer = _default("optimizer", "sgd")
+    batch_size: int = setting(128, at_least=2)
+    accumulate: int = setting(1, at_least=1)
+    validation: Validation = setting(attrs.Factory(Validation))
+    precision: Precision = setting(attrs.Factory(Precision))
+    evaluation: tuple[Suite, ...] = setting(attrs.Factory(lambda: (Suite(),)))
+    control: Recipe | None = None
+    seed: int = setting(1, at_least=0)
+
+    def validate(self) -> None:
+        """Refuse parts that do not fit together; each part may add its own reasons (`check(recipe)`)."""
+        if self.target is not None and not self.loss.needs_target:
+            raise RecipeError(f"the loss '{_name('loss', self.loss)}' uses no target, but the recipe has one",
+                              place="target", remedy="set target=none, or a loss that uses one, such as align")
+        if self.target is None and self.loss.needs_target:
+            raise RecipeError(f"the loss '{_name('loss', self.loss)}' needs a target", place="target",
+                              remedy="e.g. target=natural")
+        if self.accumulate > 1:
+            if self.batch_size // self.accumulate < 2:
+                raise RecipeError(f"cannot split batches of {self.batch_size} into {self.accumulate}",
+                                  place="accumulate")
+            for path, part in walk(self):
+                if not getattr(part, "accumulates", True) and not path.startswith("control"):
+                    raise RecipeError(f"{path} ({type(part).__name__}) takes one step per batch and would take "
+                                      f"{self.accumulate}", place="accumulate", remedy="set accumulate=1")
+        keys = [key for suite, measure in self.measures() for key in [result_key(suite, measure)]]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise RecipeError(f"two measures report as '{key}'", place="evaluation",
+                                  remedy="give one of them another key, or its suite a name")
+        for path, part in walk(self):
+            if hasattr(part, "check") and part is not self and not path.startswith("control"):
+                part.check(self)
+
+    def measures(self) -> Iterator[tuple[Suite, Measure]]:
+        """All that is measured, suite by suite."""
+        for suite in self.evaluation:
+            for measure in suite.measures:
+                yield suite, measure
+
+    def passes(self, progress: Progress) -> dict[str, Passes]:
+        """What each part of one step forwards and differentiates, at that point of training."""
+        pure = self.loss.passes(progress)
+        target = Passes() if self.target is None else self.target.passes(progress)
+        if self.target is not None and not self.loss.detach_target:
+            pure = pure + Passes(parameter_backward=1)
+        return {
+            "epsilon": self.epsilon.passes(progress),
+            "attack": Passes() if self.attack is None else self.attack.passes(progress),
+            "target": target,
+            "loss": pure,
+            "weights": self.weights.passes(progress, pure),
+        }
+
+
+def result_key(suite: Suite, measure: Measure) -> str:
+    """The key of a measure in results.json."""
+    return f"{suite.name}/{measure.key}" if suite.name else measure.key
+
+
+def refuse_late_start(start: float, recipe: Recipe, place: str) -> None:
+    """Raises RecipeError where an absolute start epoch lies beyond the end of training."""
+    if start > 1 and start > recipe.epochs:
+        raise RecipeError(f"starts at epoch {start:g}, but training ends after {recipe.epochs}", place=place,
+                          remedy="give a fraction of training, e.g. 0.75")
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The `recipe` that a Python file defines, or that a JSON file holds. Running a Python file executes it.
+
+    Raises:
+        RecipeError: the file is missing or broken, or defines no recipe; the line says where.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / "recipe.json").is_file():
+        path = path / "recipe.json"
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path("recipes")
+        near = [str(found) for found in sorted(folder.glob("*.py"))]
+        raise RecipeError("no such recipe", place=str(path), remedy=hint(str(path), near) if near else "")
+    if path.suffix == ".json":
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"not JSON: {error}", place=str(path)) from error
+        try:
+            return from_json(Recipe, data)  # type: ignore[no-any-return]
+        except UserError as error:
+            raise RecipeError(str(error), place=str(path)) from error
+    recipe = getattr(_execute(path), "recipe", None)
+    if not isinstance(recipe, Recipe):
+        raise RecipeError("defines no `recipe`", place=str(path), remedy="end the file with `recipe = Recipe(...)`")
+    return recipe
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes recipe.json: every setting, defaults included."""
+    path.write_text(json.dumps(to_json(recipe), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _execute(path: Path) -> Any:
+    name = f"robustkit_recipe_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # annotations of strategies defined in the file are resolved through it
+    try:
+        with _importable(path.resolve().parent):
+            module_spec.loader.exec_module(module)
+    except UserError as error:
+        raise RecipeError(str(error), place=f"{path}{_line_in(path, error)}") from error
+    except SyntaxError as error:
+        raise RecipeError(f"syntax error: {error.msg}", place=f"{error.filename or path}:{error.lineno}") from error
+    except Exception as error:
+        place = f"{path}{_line_in(path, error)}"
+        raise RecipeError(f"{type(error).__name__}: {error}", place=place) from error
+    return module
+
+
+def _line_in(path: Path, error: BaseException) -> str:
+    """':12', the last line of the file that the error passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    return f":{lines[-1]}" if lines else ""
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Recipes may import their neighbours."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _name(kind: str, part: Any) -> str:
+    return registry(kind).name_of(type(part)) or type(part).__name__

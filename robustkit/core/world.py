@@ -1,0 +1,78 @@
+"""What a strategy may know of the world: the data's shape, the device, and the other processes.
+
+Collectives go through here and nowhere else. Gradients are summed explicitly after the backward pass rather than by
+DistributedDataParallel: an adversarial step pays one parameter backward among some twenty passes, so overlapping its
+all-reduce buys little, while attacks, weight perturbations and companion networks all become ordinary code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from robustkit.core.batch import Part, Progress
+from robustkit.core.rng import Generator, derive
+
+
+@attrs.frozen(kw_only=True)
+class World:
+    """Facts and collectives. `samples` counts the rows of the whole training set, `training` those trained on."""
+
+    samples: int
+    training: int
+    classes: int
+    image_shape: tuple[int, int, int]
+    device: torch.device = attrs.field(factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    size: int = 1
+    seed: int = 0
+
+    def generator(self, purpose: str, progress: Progress, part: Part) -> Generator:
+        """The draws of one purpose in one step. Asking twice gives the same draws twice."""
+        return Generator(derive(self.seed, purpose, progress.epoch, progress.step), part, self.device)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_all(self, tensors: Iterable[Tensor]) -> None:
+        """Sums many tensors over processes in place, in one collective per dtype."""
+        if self.size == 1:
+            return
+        groups: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            groups.setdefault(tensor.dtype, []).append(tensor)
+        for group in groups.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            dist.all_reduce(flat)
+            for tensor, piece in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+                tensor.copy_(piece.view(tensor.shape))
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Every process's rows (B, ...), one after the other in rank order; processes may hold different numbers."""
+        if self.size == 1:
+            return rows
+        counts = torch.zeros(self.size, dtype=torch.int64, device=rows.device)
+        counts[self.rank] = len(rows)
+        sizes = self.sum(counts).tolist()
+        padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        pieces = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(pieces, padded)
+        return torch.cat([piece[:size] for piece, size in zip(pieces, sizes, strict=True)])
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so: how a branch that guards a collective is decided."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()

@@ -1,0 +1,129 @@
+"""Your own pictures: one folder for each class."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from robustkit.core.errors import DataError
+from robustkit.core.registry import registry
+from robustkit.core.spec import setting, spec
+from robustkit.data.augment import Augment, Augmentation, Padding, augmentation
+from robustkit.data.images import Data, InMemory, describe
+from robustkit.data.location import locate
+
+CHUNK = 64
+TINY = 8192
+"""Decoders release Python's lock, but files of fewer bytes than this are decoded faster by one thread than by two."""
+
+
+@registry("dataset").register("image-folder")
+@spec
+class ImageFolder:
+    """Your own pictures: root/train/<class>/<file> and root/test/<class>/<file>.
+
+    `test` may be called `val`. Classes are the sorted folder names of `train`, rows its sorted files. Pictures are held
+    in memory as RGB, or as one channel if `grey`. With `size`, the shorter side is resized and the middle size x size
+    pixels are kept; without it, all pictures must be equally large.
+    """
+
+    root: str | None = setting(None, location=True)
+    size: int | None = setting(None, at_least=1)
+    grey: bool = False
+    augment: Augment = "none"
+    padding: Padding = "zero"
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        return augmentation(self.augment, self.padding)
+
+    @property
+    def facts(self) -> tuple[tuple[int, int, int] | None, None]:
+        return (None if self.size is None else (1 if self.grey else 3, self.size, self.size)), None
+
+    def load(self) -> Data:
+        return read_image_folder(locate(self.root), self.size, self.grey)
+
+
+def read_image_folder(root: Path, size: int | None = None, grey: bool = False) -> Data:
+    """All pictures in `root`, decoded.
+
+    Raises:
+        DataError: a folder is missing or empty, a file is no picture, sizes differ, or the test has unknown classes.
+    """
+    train = root / "train"
+    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
+    for folder in (train, test):
+        if not folder.is_dir():
+            raise DataError(
+                "there is no such folder",
+                place=str(folder),
+                remedy="set data.root to a folder that holds train/<class>/ and test/<class>/",
+            )
+    classes = _folders(train)
+    for name in _folders(test):
+        if name not in classes:
+            raise DataError(
+                "a class without training images", place=str(test / name), remedy=f"remove it or add {train / name}"
+            )
+    for name in classes:
+        if not _visible(train / name):
+            raise DataError("a class without pictures", place=str(train / name), remedy="fill or remove the folder")
+    return Data(_read(train, classes, size, grey), _read(test, classes, size, grey), tuple(classes))
+
+
+def _read(folder: Path, classes: list[str], size: int | None, grey: bool) -> InMemory:
+    """One part, decoded straight into place."""
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        found = _visible(folder / name) if (folder / name).is_dir() else []
+        files += [folder / name / file for file in found]
+        labels += [label] * len(found)
+    if not files:
+        raise DataError("there are no pictures", place=str(folder), remedy="put them into <class>/<file>")
+    first = _decode(files[0], size, grey)
+    pixels = np.empty((len(files), *first.shape), np.uint8)
+
+    def fill(start: int) -> None:
+        for row in range(start, min(start + CHUNK, len(files))):
+            picture = _decode(files[row], size, grey)
+            if picture.shape != first.shape:
+                raise DataError(
+                    f"is {describe(picture.shape)}, but {files[0]} is {describe(first.shape)}",
+                    place=str(files[row]),
+                    remedy=f"set data.size={min(first.shape[1:])}",
+                )
+            pixels[row] = picture
+
+    workers = 1 if files[0].stat().st_size < TINY else min(16, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(fill, range(0, len(files), CHUNK)):
+            pass
+    return InMemory(torch.from_numpy(pixels), torch.tensor(labels))
+
+
+def _decode(path: Path, size: int | None, grey: bool) -> np.ndarray:
+    """(C, H, W) uint8."""
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("L" if grey else "RGB")
+    except Exception as error:  # decoders raise whatever they like
+        raise DataError(
+            f"is no readable picture ({type(error).__name__}: {error})", place=str(path), remedy="replace or delete it"
+        ) from error
+    if size is not None:
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+    return np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
+
+
+def _folders(folder: Path) -> list[str]:
+    return [name for name in _visible(folder) if (folder / name).is_dir()]
+
+
+def _visible(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))

@@ -1,0 +1,62 @@
+"""Published data sets that torchvision reads: found on disk in either of two shapes, or fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from robustkit.core.errors import DataError
+from robustkit.data.image_folder import read_image_folder
+from robustkit.data.images import Data, describe
+from robustkit.data.location import locate
+
+
+def load_published(
+    title: str,
+    read: Callable[[Path, bool], Data],
+    *,
+    root: str | None,
+    variable: str,
+    files: tuple[str, ...],
+    download: bool,
+    facts: tuple[tuple[int, int, int], int],
+) -> Data:
+    """`read(folder, download)` where all of torchvision's `files` lie, else an image folder, else a download.
+
+    Raises:
+        DataError: the data are neither there nor to be had, are damaged, or are not what `facts` says.
+    """
+    folder = locate(root, variable)
+    looked = f"{' and '.join(files)}, or train/ and test/, in {folder.resolve()}"
+    elsewhere = f"set data.root or {variable} to a folder that holds them"
+    if all((folder / file).exists() for file in files):
+        data = _attempt(read, folder, False, f"{title} in {folder} is damaged", f"delete {' and '.join(files)} there")
+    elif (folder / "train").is_dir():
+        data = read_image_folder(folder)
+    elif download:
+        data = _attempt(read, folder, True, f"{title} is not there (no {looked}) and cannot be downloaded", elsewhere)
+    else:
+        raise DataError(f"{title} is not there (no {looked})", remedy=f"{elsewhere}, or data.download=true")
+    if (data.train.shape, len(data.classes)) != facts:
+        shape, classes = facts
+        raise DataError(
+            f"{describe(data.train.shape)} images of {len(data.classes)} classes are not {title} "
+            f"({describe(shape)}, {classes} classes)",
+            place=str(folder),
+            remedy="use data=image-folder for other pictures",
+        )
+    return data
+
+
+def _attempt(read: Callable[[Path, bool], Data], folder: Path, download: bool, fault: str, remedy: str) -> Data:
+    """Whatever torchvision raises (there is no list) becomes one line; what it prints stays out of standard output."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return read(folder, download)
+    except DataError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{fault} ({reason})", remedy=remedy) from error

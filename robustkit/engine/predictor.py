@@ -1,0 +1,65 @@
+"""The prediction path: how attacks, targets and evaluation see the model.
+
+Attacks differentiate with respect to images only (`torch.autograd.grad(value, images)`), so parameters never collect
+gradients here and nothing passes through a data-parallel wrapper. Precision and memory format are decided in this
+file; what comes back is float32 in either case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.core.batch import Mode, Output
+from robustkit.core.model import RobustModel
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bfloat16 autocast where `precision` is "bf16", else nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def float_output(output: Output) -> Output:
+    """Logits and the penalty in float32: softmax, KL and entropies are never taken in half precision."""
+    logits = output.logits.float()
+    margined = logits if output.margined is output.logits else output.margined.float()
+    return Output(logits, margined, output.features.float(), output.penalty.float())
+
+
+class Predictor:
+    """`predict(images) -> Output` over a model, in channels-last layout and the given precision."""
+
+    def __init__(self, model: RobustModel, device: torch.device, precision: str = "fp32") -> None:
+        self.model, self.device, self.precision = model, device, precision
+
+    def __call__(self, images: Tensor) -> Output:
+        with autocast(self.device, self.precision):
+            return float_output(self.model(images.contiguous(memory_format=torch.channels_last)))
+
+    @contextmanager
+    def using(self, mode: Mode) -> Iterator[Predictor]:
+        with self.model.using(mode):
+            yield self
+
+
+class ModulePredictor:
+    """`predict` over any module that maps images in [0, 1] to logits: for evaluation of models made elsewhere."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, images: Tensor) -> Output:
+        logits = self.module(images).float()
+        return Output(logits, logits, logits, logits.new_zeros(len(logits)))
+
+    @contextmanager
+    def using(self, mode: Mode) -> Iterator[ModulePredictor]:
+        training = self.module.training
+        self.module.train(mode != "eval")
+        try:
+            yield self
+        finally:
+            self.module.train(training)

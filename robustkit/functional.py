@@ -1,0 +1,37 @@
+"""Pure mathematics shared by attacks, targets and losses. Logits are (B, K); results are float32, one per image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """(B,) entropy of softmax(logits) in nats; exact where probabilities underflow (`p log p` would be NaN)."""
+    log_p = F.log_softmax(logits.float(), dim=1)
+    return torch.special.entr(log_p.exp()).sum(dim=1)
+
+
+def kl_from_probabilities(p: Tensor, logits: Tensor) -> Tensor:
+    """(B,) KL(p || softmax(logits)) for target rows p that may hold zeros (UIAT sheet 0.3)."""
+    return F.kl_div(F.log_softmax(logits.float(), dim=1), p.float(), reduction="none").sum(dim=1)
+
+
+def kl_from_logits(target_logits: Tensor, logits: Tensor) -> Tensor:
+    """(B,) KL(softmax(target_logits) || softmax(logits)), differentiable in both."""
+    log_p = F.log_softmax(target_logits.float(), dim=1)
+    log_q = F.log_softmax(logits.float(), dim=1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """(B,) largest wrong logit minus the true one: positive where the image is misclassified."""
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    wrong = logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+    return wrong - true
+
+
+def per_image(values: Tensor, images: Tensor) -> Tensor:
+    """(B,) shaped to multiply `images` (B, C, H, W)."""
+    return values.view(-1, *([1] * (images.ndim - 1)))

@@ -1,0 +1,519 @@
+"""Runs: a folder that holds a recipe, what it produced, and all that is needed to go on.
+
+    recipe.py recipe.json environment.json metrics.jsonl results.json checkpoints/{last,best}.safetensors figures/
+
+`run` makes one, `resume` goes on with one from wherever it stopped. Both train, evaluate the last and the best
+checkpoint, draw the figures, and do the same for the recipe's control.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+import torch
+
+import robustkit
+from robustkit.core import checkpoint
+from robustkit.core.errors import CheckpointError, RecipeError, RegistryError, UserError
+from robustkit.core.loop import Display, Parts, Totals, assemble, train
+from robustkit.core.batch import Progress
+from robustkit.core.recipe import Recipe, load_recipe, result_key, save_recipe
+from robustkit.core.registry import registry
+from robustkit.core.spec import digest, flatten, to_json
+from robustkit.core.world import World
+from robustkit.engine import Predictor
+
+SAVE_EVERY_SECONDS = 600.0
+CHECKPOINTS = ("last", "best")
+
+
+class RunDisplay(Display, Protocol):
+    """Who watches a run."""
+
+    def begin(self, recipe: Recipe, folder: Path, parts: Parts) -> None: ...
+
+    def measuring(self, checkpoint: str, key: str, done: int, total: int, right: int) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, recipe: Recipe, folder: Path, parts: Parts) -> None: ...
+
+    def step(self, progress: Progress, totals: Totals) -> None: ...
+
+    def epoch(self, report: dict[str, Any]) -> None: ...
+
+    def measuring(self, checkpoint: str, key: str, done: int, total: int, right: int) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+@attrs.frozen
+class Outcome:
+    """How a run ended. `stopped`: "" (all is done), "steps", "time" or "interrupt"."""
+
+    folder: Path
+    stopped: str
+    results: dict[str, Any]
+    control: dict[str, Any] | None = None
+
+
+@attrs.define
+class Limits:
+    """When to stop before the end, and the signals that ask for it."""
+
+    max_steps: int | None = None
+    deadline: float | None = None  # of time.monotonic()
+    interrupted: bool = False
+    saved: float = attrs.field(factory=time.monotonic)
+
+    def reason(self, parts: Parts | None = None) -> str:
+        if self.interrupted:
+            return "interrupt"
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            return "time"
+        if parts is not None and self.max_steps is not None and parts.step >= self.max_steps:
+            return "steps"
+        return ""
+
+    def should_save(self) -> bool:
+        return time.monotonic() - self.saved > SAVE_EVERY_SECONDS
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM ask for a stop after the step; a second Ctrl-C is obeyed at once."""
+
+        def ask(number: int, frame: Any) -> None:
+            if self.interrupted and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.interrupted = True
+
+        try:
+            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: nothing to listen to
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: str | Path | None = None,
+    source: str | Path | None = None,
+    overrides: tuple[str, ...] = (),
+    device: str | None = None,
+    max_steps: int | None = None,
+    max_time: float | None = None,
+    display: RunDisplay | None = None,
+) -> Outcome:
+    """Train, evaluate and draw `recipe` in a new folder.
+
+    Args:
+        out: the folder (default: runs/<recipe>-<n>); an existing one is refused.
+        source: the recipe's file, copied into the folder; `overrides` are noted beside it.
+        device: "cpu", "cuda", "cuda:1", ... (default: the best there is).
+        max_steps, max_time: stop cleanly after so many steps or seconds; `resume` goes on.
+
+    Raises:
+        UserError: the folder exists or cannot be written, the data are missing, or do not fit the recipe.
+    """
+    world = make_world(recipe, device)
+    folder = _new_folder(out, source, world)
+    if world.rank == 0:
+        _write_facts(folder, recipe, source, overrides, world)
+    world.barrier()
+    limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time)
+    return _go_on(folder, recipe, world, limits, display or Silent())
+
+
+def resume(
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    max_steps: int | None = None,
+    max_time: float | None = None,
+    display: RunDisplay | None = None,
+) -> Outcome:
+    """Go on with the run in `folder`: training, evaluation, figures, control, whatever is not done yet.
+
+    Raises:
+        UserError: it is no run, or its checkpoint is damaged or belongs to another recipe.
+    """
+    folder = Path(folder)
+    recipe = recipe_of(folder)
+    limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time)
+    return _go_on(folder, recipe, make_world(recipe, device), limits, display or Silent())
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe of a run folder.
+
+    Raises:
+        RecipeError: there is none, or it cannot be read.
+    """
+    if not (folder / "recipe.json").is_file():
+        raise RecipeError("is not a run folder: it has no recipe.json", place=str(folder))
+    try:
+        return load_recipe(folder / "recipe.json")
+    except RecipeError as error:
+        if not isinstance(error.__cause__, RegistryError):
+            raise
+        # Strategies may be defined in the recipe's own file: run the folder's copy, which registers them.
+        load_recipe(folder / "recipe.py")
+        return load_recipe(folder / "recipe.json")
+
+
+def make_world(recipe: Recipe, device: str | None = None) -> World:
+    """Device and processes, as accelerate finds them; the data's facts are filled in when they are loaded."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu")
+    chosen = state.device if device is None or state.num_processes > 1 else _device(device)
+    return World(
+        samples=0,
+        training=0,
+        classes=0,
+        image_shape=(0, 0, 0),
+        device=chosen,
+        rank=state.process_index,
+        size=state.num_processes,
+        seed=recipe.seed,
+    )
+
+
+def load_parts(recipe: Recipe, world: World) -> Parts:
+    """The recipe's data, loaded, and everything built from it.
+
+    Raises:
+        DataError, SpecError: the data are missing or do not fit.
+    """
+    data = recipe.data.load()
+    facts = {"samples": len(data.train), "classes": len(data.classes), "image_shape": data.train.shape}
+    return assemble(recipe, data, attrs.evolve(world, **facts))
+
+
+def restore(parts: Parts, path: Path, *, weights_only: bool = False) -> dict[str, Any]:
+    """Loads a checkpoint into `parts`; with `weights_only` just the model (for evaluation). Returns its facts.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another recipe (the differing settings are named).
+    """
+    tensors, facts = checkpoint.read(path)
+    if facts.get("digest") != digest(parts.recipe):
+        theirs, ours = flatten(facts.get("recipe", {})), flatten(to_json(parts.recipe))
+        differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
+        shown = ", ".join(f"{key}={theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing[:5])
+        raise CheckpointError(f"belongs to another recipe ({shown or 'an unknown one'})", place=str(path))
+    try:
+        if weights_only:
+            prefix = "model." if parts.averaged is None else "average."
+            state = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            parts.final.load_state_dict(state)
+        else:
+            parts.load(tensors)
+            parts.step, parts.best = int(facts["step"]), dict(facts["best"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"does not fit the recipe: {str(error).splitlines()[0]}", place=str(path)) from error
+    return facts
+
+
+def _go_on(folder: Path, recipe: Recipe, world: World, limits: Limits, display: RunDisplay) -> Outcome:
+    with limits.listening():
+        try:
+            stopped = _train_and_judge(folder, recipe, world, limits, display)
+            control = None
+            if not stopped and recipe.control is not None:
+                if world.rank == 0 and not (folder / "control" / "recipe.json").is_file():
+                    (folder / "control").mkdir(exist_ok=True)
+                    _write_facts(folder / "control", recipe.control, None, (), world)
+                world.barrier()
+                display.say("Control: " + _describe(recipe.control))
+                beside = attrs.evolve(world, seed=recipe.control.seed)
+                stopped = _train_and_judge(folder / "control", recipe.control, beside, limits, display)
+                control = read_results(folder / "control")
+        finally:
+            display.end()
+    return Outcome(folder, stopped, read_results(folder), control)
+
+
+def _train_and_judge(folder: Path, recipe: Recipe, world: World, limits: Limits, display: RunDisplay) -> str:
+    """Everything one recipe asks for that its folder does not hold yet. Returns why it stopped, "" when all is done."""
+    parts = load_parts(recipe, world)
+    last = folder / "checkpoints" / "last.safetensors"
+    metrics = folder / "metrics.jsonl"
+    lines = 0
+    if last.is_file():
+        lines = int(restore(parts, last)["metrics"])
+        if world.rank == 0:
+            kept = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
+            checkpoint.write_text(metrics, "".join(kept[:lines]))
+    display.begin(recipe, folder, parts)
+
+    def save(name: str) -> None:
+        limits.saved = time.monotonic()
+        if world.rank == 0:
+            facts = {
+                "digest": digest(recipe),
+                "recipe": to_json(recipe),
+                "step": parts.step,
+                "epoch": parts.progress.epoch,
+                "best": parts.best,
+                "metrics": lines,
+                "version": robustkit.__version__,
+            }
+            checkpoint.write(folder / "checkpoints" / f"{name}.safetensors", parts.tensors(), facts)
+
+    def record(report: dict[str, Any]) -> None:
+        nonlocal lines
+        if world.rank == 0:
+            with metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(report, sort_keys=True) + "\n")
+        lines += 1
+
+    if not last.is_file():
+        save("last")
+    finished = train(
+        parts,
+        display=display,
+        save=save,
+        record=record,
+        should_stop=lambda parts: bool(limits.reason(parts)),
+        should_save=limits.should_save,
+    )
+    if not finished:
+        return limits.reason(parts) or "interrupt"
+    return _judge(folder, parts, limits, display)
+
+
+def _judge(folder: Path, parts: Parts, limits: Limits, display: RunDisplay) -> str:
+    """Every measure of the recipe on the last and the best checkpoint; those in results.json already are kept."""
+    from robustkit.reporting.figures import draw
+
+    world, recipe = parts.world, parts.recipe
+    results = read_results(folder)
+    same = parts.best.get("epoch") == recipe.epochs  # then best and last hold the same weights
+    for name in CHECKPOINTS:
+        path = folder / "checkpoints" / f"{name}.safetensors"
+        if not path.is_file():
+            continue  # without validation images there is no best
+        if name == "best" and same:
+            results["best"] = results.get("last", {})
+            continue
+        if name != "last":
+            restore(parts, path, weights_only=True)
+
+        def keep(key: str, result: dict[str, Any], name: str = name) -> None:
+            results.setdefault(name, {})[key] = result
+            if world.rank == 0:
+                write_results(folder, results)
+
+        stopped = judge(parts, name, results.get(name, {}), keep, limits, display)
+        if stopped:
+            return stopped
+    if world.rank == 0:
+        write_results(folder, results)
+        if not (folder / "figures").is_dir():
+            draw(folder, parts)
+    return ""
+
+
+def judge(
+    parts: Parts,
+    name: str,
+    done: dict[str, Any],
+    keep: Callable[[str, dict[str, Any]], None],
+    limits: Limits,
+    display: RunDisplay,
+) -> str:
+    """The recipe's measures on the weights in `parts.final`, those in `done` left out; `keep(key, result)` each."""
+    from robustkit.evaluation.evaluate import measure_model
+
+    world, recipe = parts.world, parts.recipe
+    predict = Predictor(parts.final, world.device, recipe.precision.evaluation)
+    for suite, measure in recipe.measures():
+        key = result_key(suite, measure)
+        if key in done:
+            continue
+        if world.any(limits.reason() in ("interrupt", "time")):
+            return limits.reason() or "interrupt"
+        result = measure_model(
+            measure,
+            suite.images,
+            predict,
+            parts.final,
+            parts.data.test,
+            suite.threat or recipe.threat,
+            world,
+            batch_size=recipe.batch_size,
+            on_slice=lambda done, total, right, key=key: display.measuring(name, key, done, total, right),
+        )
+        keep(key, result.to_json())
+    return ""
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of a run, {} where there is none yet.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"not JSON: {error}", place=str(path), remedy="remove it and resume the run") from error
+    if not isinstance(data, dict):
+        raise UserError("not an object", place=str(path), remedy="remove it and resume the run")
+    return data
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    checkpoint.write_text(folder / "results.json", json.dumps(results, indent=2, sort_keys=True) + "\n")
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """The recipe on a handful of random images of its own shape: every part runs, nothing is learnt.
+
+    Measures that take minutes on any network (AutoAttack) are left out; the others see two images.
+    """
+    shape, classes = recipe.data.facts
+    (channels, height, width), classes = shape or (3, 32, 32), classes or 10
+    if height != width:
+        raise UserError(f"a smoke run needs square images, these are {height} x {width}", place="data")
+    synthetic = registry("dataset").get("synthetic")
+    data = synthetic(train=12, test=2, classes=classes, size=height, channels=channels, augment=recipe.data.augment)  # type: ignore[attr-defined]
+    suites = tuple(
+        attrs.evolve(
+            suite,
+            images=2,
+            measures=tuple(m for m in suite.measures if registry("measure").name_of(type(m)) != "autoattack"),
+        )
+        for suite in recipe.evaluation
+    )
+    return attrs.evolve(
+        recipe,
+        data=data,
+        batch_size=4,
+        accumulate=min(2, recipe.accumulate),
+        validation=attrs.evolve(recipe.validation, images=4, train_images=0),
+        evaluation=suites,
+        control=None if recipe.control is None else smoke(recipe.control),
+    )
+
+
+def _new_folder(out: str | Path | None, source: str | Path | None, world: World) -> Path:
+    """Makes the run's folder; in the default place, the first number that is free."""
+    if out is not None:
+        folder = Path(out)
+        if world.rank == 0:
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                remedy = f"choose another --out, or go on with `robustkit resume {folder}`"
+                raise UserError("exists already and is not empty", place=str(folder), remedy=remedy)
+            _make(folder)
+        return folder
+    stem = Path(source).stem if source is not None else "run"
+    number = 1
+    while Path("runs", f"{stem}-{number}").exists():
+        number += 1
+    folder = Path("runs", f"{stem}-{number}")
+    world.barrier()  # every process has found the same number before one of them takes it
+    if world.rank == 0:
+        _make(folder)
+    return folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", place=str(folder), remedy="choose another --out") from error
+
+
+def _write_facts(
+    folder: Path, recipe: Recipe, source: str | Path | None, overrides: tuple[str, ...], world: World
+) -> None:
+    """recipe.py, environment.json, and recipe.json last: with it the folder is a run."""
+    if source is not None and Path(source).suffix == ".py":
+        shutil.copyfile(source, folder / "recipe.py")
+    environment = {
+        "robustkit": robustkit.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in ("torch", "torchvision", "timm", "accelerate", "pyautoattack")},
+        "device": str(world.device),
+        "device_name": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor(),
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "precision": to_json(recipe.precision),
+        "path": "eager, channels-last",
+        "command": sys.argv,
+        "source": None if source is None else str(source),
+        "overrides": list(overrides),
+        "digest": digest(recipe),
+        "git_commit": _git_commit(Path(source).resolve().parent if source is not None else Path.cwd()),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+    save_recipe(recipe, folder / "recipe.json")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit(folder: Path) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"cannot be used: {str(error).splitlines()[0]}", place=f"device '{name}'",
+                        remedy="e.g. --device cpu") from error
+    return device
+
+
+def _describe(recipe: Recipe) -> str:
+    kinds = ("epsilon", "attack", "target", "loss", "weights")
+    names = {kind: registry(kind).name_of(type(getattr(recipe, kind))) for kind in kinds}
+    return ", ".join(f"{kind} {name}" for kind, name in names.items() if name)

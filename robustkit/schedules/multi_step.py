@@ -1,0 +1,37 @@
+"""The rate drops at given epochs."""
+
+from __future__ import annotations
+
+from robustkit.core.batch import Progress
+from robustkit.core.errors import RecipeError
+from robustkit.core.recipe import Recipe
+from robustkit.core.registry import registry
+from robustkit.core.spec import setting, spec
+from robustkit.core.strategy import Rates
+
+
+@registry("schedule").register("multi-step")
+@spec
+class MultiStep:
+    """Times `factor` once so many epochs are done: each of `at` an epoch, or a fraction of training below 1."""
+
+    at: tuple[float, ...] = setting((0.5, 0.75), above=0)
+    factor: float = setting(0.1, above=0)
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse drops beyond the end."""
+        late = [f"{at:g}" for at in self.at if at >= 1 and at > recipe.epochs]
+        if late:
+            raise RecipeError(
+                f"drops at epoch {', '.join(late)}, but training ends after {recipe.epochs}",
+                place="schedule.at",
+                remedy="use fractions of training, e.g. schedule.at=0.9,0.95",
+            )
+
+    def __call__(self, progress: Progress) -> Rates:
+        drops = sum(progress.step >= self._step(at, progress) for at in self.at)
+        return Rates(self.factor**drops)
+
+    def _step(self, at: float, progress: Progress) -> int:
+        epochs = at * progress.epochs if at < 1 else at
+        return int(epochs * progress.steps_per_epoch + 1e-6)  # 0.29 * 100 is a little less than 29

@@ -1,0 +1,41 @@
+"""L2: the perturbation's Euclidean length is at most epsilon."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from robustkit.core.registry import registry
+from robustkit.core.rng import Generator
+from robustkit.core.spec import setting, spec
+from robustkit.functional import per_image
+
+_TINY = 1e-12
+
+
+@registry("threat").register("l2")
+@spec
+class L2:
+    """The perturbation's Euclidean length is at most epsilon."""
+
+    epsilon: float = setting(0.5, above=0)
+    norm: ClassVar[Literal["L2"]] = "L2"
+
+    def random(self, x: Tensor, epsilon: Tensor, generator: Generator) -> Tensor:
+        """A Gaussian direction, scaled by U(0, 1) epsilon (Rice et al. 2020; ECAS sheet 1.1)."""
+        direction = self.ascend(generator.normal(x))
+        length = generator.uniform(x[:, :1, :1, :1]) * per_image(epsilon, x)
+        return (x + direction * length).clamp_(0, 1)
+
+    def project(self, x_adv: Tensor, x: Tensor, epsilon: Tensor) -> Tensor:
+        perturbation = x_adv - x
+        shrink = (epsilon / self.size(perturbation).clamp_min(_TINY)).clamp_max(1)
+        return (x + perturbation * per_image(shrink, x)).clamp_(0, 1)
+
+    def ascend(self, gradient: Tensor) -> Tensor:
+        return gradient / per_image(self.size(gradient).clamp_min(_TINY), gradient)
+
+    def size(self, perturbation: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(perturbation.flatten(1), dim=1)
