@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from robustkit.core.override import override
     from robustkit.core.recipe import Precision, Recipe, Suite, Validation, load_recipe, px
     from robustkit.core.registry import registry
-    from robustkit.core.spec import digest, setting, spec
+    from robustkit.core.spec import digest, evolve, setting, spec
     from robustkit.runs import resume, run
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ _HOMES = {
     "px": "core.recipe",
     "registry": "core.registry",
     "digest": "core.spec",
+    "evolve": "core.spec",
     "setting": "core.spec",
     "spec": "core.spec",
     "resume": "runs",
@@ -49,6 +50,7 @@ __all__ = [
     "UserError",
     "Validation",
     "digest",
+    "evolve",
     "load_recipe",
     "override",
     "px",

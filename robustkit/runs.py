@@ -26,12 +26,12 @@ import torch
 
 import robustkit
 from robustkit.core import checkpoint
+from robustkit.core.batch import Progress
 from robustkit.core.errors import CheckpointError, RecipeError, RegistryError, UserError
 from robustkit.core.loop import Display, Parts, Totals, assemble, train
-from robustkit.core.batch import Progress
 from robustkit.core.recipe import Recipe, load_recipe, result_key, save_recipe
 from robustkit.core.registry import registry
-from robustkit.core.spec import digest, flatten, to_json
+from robustkit.core.spec import digest, evolve, flatten, to_json
 from robustkit.core.world import World
 from robustkit.engine import Predictor
 
@@ -211,9 +211,15 @@ def load_parts(recipe: Recipe, world: World) -> Parts:
     Raises:
         DataError, SpecError: the data are missing or do not fit.
     """
-    data = recipe.data.load()
-    facts = {"samples": len(data.train), "classes": len(data.classes), "image_shape": data.train.shape}
-    return assemble(recipe, data, attrs.evolve(world, **facts))
+    if world.rank == 0:
+        data = recipe.data.load()  # alone first: it may have to download
+    world.barrier()
+    if world.rank > 0:
+        data = recipe.data.load()
+    facts = attrs.evolve(
+        world, samples=len(data.train), classes=len(data.classes), image_shape=data.train.shape
+    )
+    return assemble(recipe, data, facts)
 
 
 def restore(parts: Parts, path: Path, *, weights_only: bool = False) -> dict[str, Any]:
@@ -407,21 +413,22 @@ def smoke(recipe: Recipe) -> Recipe:
     if height != width:
         raise UserError(f"a smoke run needs square images, these are {height} x {width}", place="data")
     synthetic = registry("dataset").get("synthetic")
-    data = synthetic(train=12, test=2, classes=classes, size=height, channels=channels, augment=recipe.data.augment)  # type: ignore[attr-defined]
+    sizes = {"train": 12, "test": 2, "classes": classes, "size": height, "channels": channels}
+    data = synthetic(**sizes, augment=getattr(recipe.data, "augment", "none"))
     suites = tuple(
-        attrs.evolve(
+        evolve(
             suite,
             images=2,
             measures=tuple(m for m in suite.measures if registry("measure").name_of(type(m)) != "autoattack"),
         )
         for suite in recipe.evaluation
     )
-    return attrs.evolve(
+    return evolve(
         recipe,
         data=data,
         batch_size=4,
         accumulate=min(2, recipe.accumulate),
-        validation=attrs.evolve(recipe.validation, images=4, train_images=0),
+        validation=evolve(recipe.validation, images=4, train_images=0),
         evaluation=suites,
         control=None if recipe.control is None else smoke(recipe.control),
     )
@@ -470,7 +477,7 @@ def _write_facts(
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in ("torch", "torchvision", "timm", "accelerate", "pyautoattack")},
         "device": str(world.device),
-        "device_name": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor(),
+        "device_name": _device_name(world.device),
         "processes": world.size,
         "threads": torch.get_num_threads(),
         "precision": to_json(recipe.precision),
@@ -484,6 +491,10 @@ def _write_facts(
     }
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
     save_recipe(recipe, folder / "recipe.json")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str | None:

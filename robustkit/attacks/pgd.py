@@ -29,13 +29,13 @@ class PGD:
     model's mode during the attack.
     """
 
-    steps: int = setting(10, at_least=0)
-    step_size: float | None = setting(None, above=0)
+    steps: int = setting(default=10, at_least=0)
+    step_size: float | None = setting(default=None, above=0)
     objective: Objective = CrossEntropyObjective()
     start: Literal["uniform", "gaussian", "clean"] = "uniform"
-    noise: float = setting(0.001, at_least=0)
-    start_epsilon: float | None = setting(None, above=0)
-    final_epsilon: float | None = setting(None, above=0)
+    noise: float = setting(default=0.001, at_least=0)
+    start_epsilon: float | None = setting(default=None, above=0)
+    final_epsilon: float | None = setting(default=None, above=0)
     mode: Mode = "eval"
 
     @property

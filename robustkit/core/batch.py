@@ -16,7 +16,7 @@ class Batch(NamedTuple):
 
     x: Tensor  # (B, C, H, W) float in [0, 1]
     y: Tensor  # (B,) int64
-    index: Tensor  # (B,) int64
+    index: Tensor  # type: ignore[assignment]  # (B,) int64; hides tuple.index, which nobody needs
 
 
 class Budget(NamedTuple):
@@ -80,7 +80,7 @@ def start_epoch(start: float, epochs: int) -> int:
 
 @attrs.frozen
 class Passes:
-    """Passes over the batch. In units of one forward: input-only backward 1, parameter backward 2 (sheets, cost model)."""
+    """Passes over the batch; in units of one forward an input-only backward is 1, a parameter backward 2."""
 
     forward: int = 0
     input_backward: int = 0

@@ -138,7 +138,9 @@ class Parts:
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state, flat."""
-        state = {f"{name}.{key}": t for name, module in self.modules().items() for key, t in module.state_dict().items()}
+        state: dict[str, Tensor] = {}
+        for name, module in self.modules().items():
+            state |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
         for name, parameter in self._trained().items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
@@ -182,7 +184,7 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
         if isinstance(part, nn.Module):
             strategies[name] = part.to(world.device)
     companions = [p for part in strategies.values() if isinstance(part, nn.Module) for p in part.parameters()]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [*model.backbone.parameters(), *companions]},
         {"params": list(model.head.parameters()), **recipe.head.parameter_options()},
     ]
@@ -267,7 +269,7 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
     def pure_pass(mode: Mode) -> Pass:
         _seed_torch(world, progress, "pass")
         distribution = constant
-        if target is not None and distribution is None:
+        if images is not None and distribution is None:
             with model.using(target.mode if mode == "train" else "train-frozen"):
                 distribution = target(_forward(parts, images, None), batch, progress)
         with model.using(mode):
@@ -290,7 +292,8 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
         done = pure_pass("train")
         (done.objective * share).backward()  # type: ignore[no-untyped-call]
         if last:
-            world.sum_all(p.grad for group in parts.optimizer.param_groups for p in group["params"] if p.grad is not None)
+            trained = [p for group in parts.optimizer.param_groups for p in group["params"]]
+            world.sum_all(p.grad for p in trained if p.grad is not None)
             parts.optimizer.step()
 
     # 4. Look back.
@@ -403,8 +406,10 @@ def finish_epoch(parts: Parts, progress: Progress, *, seconds: float) -> dict[st
         sample = epoch_order(parts.rows, 0, -1)[: settings.train_images]  # the same in every epoch and run
         if len(sample):
             report["training"] = measure(parts, sample, settings.attack)
-        # Robust accuracy decides; natural accuracy breaks ties; the later epoch wins what is left.
+        # Robust accuracy decides (natural accuracy where nothing is attacked), the other breaks ties, then the later.
         score = [held_out.get("robust", 0.0), held_out["natural"]]
+        if recipe.attack is None:
+            score.reverse()
         if score >= parts.best.get("score", [-1.0, -1.0]):
             parts.best = {"epoch": progress.epoch + 1, "score": score}
             report["is best"] = True
@@ -432,7 +437,7 @@ def measure(parts: Parts, rows: Tensor, attack: Attack | None) -> dict[str, floa
 
 
 def _pieces(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-    yield from enumerate(rows.split(size))
+    yield from enumerate(torch.split(rows, size))
 
 
 def step_passes(recipe: Recipe, progress: Progress) -> Passes:

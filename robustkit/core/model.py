@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,8 @@ class Model:
     backbone: str
     normalization: Literal["none", "cifar10", "cifar100", "svhn", "imagenet"] = "none"
     pretrained: bool = False
-    patch_size: int | None = setting(None, at_least=1)  # for transformers on small images
-    batch_norm_momentum: float | None = setting(None, above=0, at_most=1)
+    patch_size: int | None = setting(default=None, at_least=1)  # for transformers on small images
+    batch_norm_momentum: float | None = setting(default=None, above=0, at_most=1)
 
     def build(self, head: Head, classes: int, image_shape: tuple[int, int, int], seed: int) -> RobustModel:
         """The network with freshly drawn weights, a function of `seed`.
@@ -113,14 +113,14 @@ def _create(model: Model, channels: int, size: tuple[int, int]) -> nn.Module:
         near = difflib.get_close_matches(model.backbone, timm.list_models(), n=3)
         remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else "see `robustkit list backbone`"
         raise SpecError(f"timm knows no model '{model.backbone}'", place="model.backbone", remedy=remedy)
-    options = {"num_classes": 0, "in_chans": channels, "pretrained": model.pretrained}
+    options: dict[str, Any] = {"num_classes": 0, "in_chans": channels, "pretrained": model.pretrained}
     if model.patch_size is not None:
         options["patch_size"] = model.patch_size
     try:
         try:
-            return cast(nn.Module, timm.create_model(model.backbone, img_size=size, **options))
+            return timm.create_model(model.backbone, img_size=size, **options)
         except TypeError:  # most convolutional networks take any size and no such argument
-            return cast(nn.Module, timm.create_model(model.backbone, **options))
+            return timm.create_model(model.backbone, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
         raise SpecError(f"cannot build '{model.backbone}' for {channels} x {size[0]} x {size[1]} images: {error}",
                         place="model") from error

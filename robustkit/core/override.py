@@ -40,7 +40,7 @@ def override(recipe: T, words: Sequence[str]) -> T:
         if not equals or not path:
             raise SpecError("an override reads path=value", place=repr(word), remedy="e.g. threat.epsilon=4/255")
         edits.append((path.split("."), text))
-    return _rebuild(recipe, edits, "") if edits else recipe  # type: ignore[no-any-return]
+    return _rebuild(recipe, edits, "") if edits else recipe
 
 
 def literal(text: str) -> Any:
@@ -137,10 +137,7 @@ def _parse(annotation: Any, text: str, place: str) -> Any:
     try:
         value = literal(text)
     except ValueError:
-        if text.strip() in ("-inf", "inf"):
-            value = float(text)
-        else:
-            value = text
+        value = float(text) if text.strip() in ("-inf", "inf") else text
     if get_origin(annotation) is tuple and not isinstance(value, tuple):
         value = (value,)
     return conform(annotation, value, place)

@@ -39,7 +39,7 @@ px = 1 / 255
 
 def _default(kind: str, name: str, **settings: Any) -> Any:
     """A field's default strategy, looked up by name when first needed: the core imports no strategy."""
-    return setting(attrs.Factory(lambda: registry(kind).get(name)(**settings)))
+    return setting(default=attrs.Factory(lambda: registry(kind).get(name)(**settings)))
 
 
 @spec
@@ -50,10 +50,10 @@ class Validation:
     the learning curves. `attack` None measures natural accuracy alone.
     """
 
-    images: int = setting(1024, at_least=0)
-    train_images: int = setting(512, at_least=0)
+    images: int = setting(default=1024, at_least=0)
+    train_images: int = setting(default=512, at_least=0)
     attack: Attack | None = _default("attack", "pgd")
-    every: int = setting(1, at_least=1)
+    every: int = setting(default=1, at_least=1)
 
 
 @spec
@@ -68,7 +68,8 @@ class Precision:
 def _standard_measures() -> tuple[Measure, ...]:
     measures = registry("measure")
     attacked, objective = measures.get("attacked"), registry("objective").get("margin")
-    return (measures.get("clean")(), attacked(), attacked(key="cw", objective=objective()), measures.get("autoattack")())
+    cw = attacked(key="cw", objective=objective())
+    return (measures.get("clean")(), attacked(), cw, measures.get("autoattack")())
 
 
 @spec
@@ -81,8 +82,8 @@ class Suite:
 
     name: str = ""
     threat: ThreatModel | None = None
-    measures: tuple[Measure, ...] = setting(attrs.Factory(_standard_measures))
-    images: int | None = setting(None, at_least=1)
+    measures: tuple[Measure, ...] = setting(default=attrs.Factory(_standard_measures))
+    images: int | None = setting(default=None, at_least=1)
 
 
 @spec
@@ -102,13 +103,13 @@ class Recipe:
     weights: WeightPerturbation = _default("weights", "still")
     average: WeightAverage | None = None
     optimizer: Optimizer = _default("optimizer", "sgd")
-    batch_size: int = setting(128, at_least=2)
-    accumulate: int = setting(1, at_least=1)
-    validation: Validation = setting(attrs.Factory(Validation))
-    precision: Precision = setting(attrs.Factory(Precision))
-    evaluation: tuple[Suite, ...] = setting(attrs.Factory(lambda: (Suite(),)))
+    batch_size: int = setting(default=128, at_least=2)
+    accumulate: int = setting(default=1, at_least=1)
+    validation: Validation = setting(default=attrs.Factory(Validation))
+    precision: Precision = setting(default=attrs.Factory(Precision))
+    evaluation: tuple[Suite, ...] = setting(default=attrs.Factory(lambda: (Suite(),)))
     control: Recipe | None = None
-    seed: int = setting(1, at_least=0)
+    seed: int = setting(default=1, at_least=0)
 
     def validate(self) -> None:
         """Refuse parts that do not fit together; each part may add its own reasons (`check(recipe)`)."""

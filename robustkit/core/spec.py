@@ -4,7 +4,7 @@
     @spec
     class Momentum:
         inner: TargetDistribution
-        gamma: float = setting(0.9, at_least=0, at_most=1)
+        gamma: float = setting(default=0.9, at_least=0, at_most=1)
 
 Annotations say what a field may hold: int, float, bool, str, Literal, Optional, tuple, another spec, or a *kind*: a
 protocol declared with `@kind("target")`, whose values must be of a class registered for that kind. Nothing else may
@@ -49,8 +49,8 @@ def kind(name: str) -> Any:
 
 
 def setting(
-    default: Any = attrs.NOTHING,
     *,
+    default: Any = attrs.NOTHING,
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -73,10 +73,11 @@ def spec(cls: type[T]) -> type[T]:
 
     def check(self: Any) -> None:
         problems = []
+        known = hints(type(self))
         for field in attrs.fields(type(self)):
             place = f"{type(self).__name__}.{field.name}"
             try:
-                value = conform(hints(type(self))[field.name], getattr(self, field.name), place)
+                value = conform(known[field.name], getattr(self, field.name), place)
                 for item in value if isinstance(value, tuple) else (value,):
                     _check_limits(item, field.metadata, place)
                 object.__setattr__(self, field.name, value)
@@ -88,34 +89,38 @@ def spec(cls: type[T]) -> type[T]:
             self.validate()
 
     cls.__attrs_post_init__ = check  # type: ignore[attr-defined]
-    cls = attrs.define(frozen=True, kw_only=True, slots=False)(cls)
-    plain_init = cls.__init__
+    made: Any = attrs.define(frozen=True, kw_only=True, slots=False)(cls)
+    plain_init = made.__init__
 
     @functools.wraps(plain_init)
     def init(self: Any, *args: Any, **settings: Any) -> None:
-        names = [field.name for field in attrs.fields(cls)]
+        names = [field.name for field in attrs.fields(made)]
         if args:
             raise SpecError("settings are given by name", place=cls.__name__, remedy=f"known: {', '.join(names)}")
         for name in settings:
             if name not in names:
                 raise SpecError(f"unknown setting '{name}'", place=cls.__name__, remedy=hint(name, names))
-        missing = [f.name for f in attrs.fields(cls) if f.default is attrs.NOTHING and f.name not in settings]
+        missing = [f.name for f in attrs.fields(made) if f.default is attrs.NOTHING and f.name not in settings]
         if missing:
             raise SpecError(f"needs a value for {', '.join(repr(name) for name in missing)}", place=cls.__name__)
         plain_init(self, **settings)
 
-    cls.__init__ = init  # type: ignore[assignment]
-    return cls
+    made.__init__ = init
+    return made  # type: ignore[no-any-return]
 
 
-def is_spec(value: Any) -> bool:
-    """Whether `value` (an instance or a class) was made by `@spec`."""
-    return attrs.has(value if isinstance(value, type) else type(value))
+def evolve(value: T, **changes: Any) -> T:
+    """`value` with some settings changed, checked anew."""
+    return attrs.evolve(value, **changes)  # type: ignore[misc]
+
+
+def hints(cls: type) -> dict[str, Any]:
+    """Field name -> annotation of a spec class, resolved."""
+    return _hints(cls)
 
 
 @functools.cache
-def hints(cls: type) -> dict[str, Any]:
-    """Field name -> annotation of a spec class, resolved."""
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
@@ -274,8 +279,7 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def flatten(data: Any, path: str = "") -> dict[str, Any]:
     """JSON data as {dotted path: leaf}, for showing and comparing recipes."""
     if isinstance(data, dict):
-        items = [(f"{path}.{key}" if path and key != "name" else path if key == "name" else key, item)
-                 for key, item in data.items()]
+        items = [(path if key == "name" else f"{path}.{key}".lstrip("."), item) for key, item in data.items()]
     elif isinstance(data, list) and any(isinstance(item, (dict, list)) for item in data):
         items = [(f"{path}.{index}", item) for index, item in enumerate(data)]
     else:
@@ -303,8 +307,8 @@ def _check_limits(value: Any, metadata: Mapping[str, Any], place: str) -> None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         for name, limit in metadata.get("limits", {}).items():
             holds, words = _LIMITS[name]
-            if not holds(value, limit):
-                raise SpecError(f"must be {words} {limit:g}, got {value:g}", place=place, remedy=metadata["remedy"])
+            if not holds(value, limit):  # type: ignore[no-untyped-call]
+                raise SpecError(f"must be {words} {limit:g}, got {value:g}", place=place, remedy=metadata.get("remedy", ""))
 
 
 def _is_union(annotation: Any) -> bool:

@@ -113,9 +113,13 @@ class EpsilonSchedule(Protocol):
     def sets_step_size(self) -> bool:
         """Whether the budget carries a step size (then the attack must not)."""
 
-    def __call__(self, scene: Scene) -> Budget: ...
-
     def passes(self, progress: Progress) -> Passes: ...
+
+
+class EpsilonRuntime(Protocol):
+    """What an epsilon schedule does: the spec itself, or what its `build(world)` makes."""
+
+    def __call__(self, scene: Scene) -> Budget: ...
 
 
 @runtime_checkable
@@ -157,6 +161,13 @@ class TargetDistribution(Protocol):
     def mode(self) -> Mode:
         """The mode of the pass that forwards the images which `prepare` returns."""
 
+    def passes(self, progress: Progress) -> Passes:
+        """What `prepare` costs, and one forward where it returns images."""
+
+
+class TargetRuntime(Protocol):
+    """What a target distribution does: the spec itself, or what its `build(world)` makes."""
+
     def prepare(self, scene: Scene, budget: Budget, x_adv: Tensor, *, advance: bool = True) -> Tensor | None:
         """The images to forward for this step's target, or None where no forward is needed.
 
@@ -168,9 +179,6 @@ class TargetDistribution(Protocol):
 
     def observe(self, record: Record) -> None:
         """Called once after the optimiser's step; `record.target` is what was used."""
-
-    def passes(self, progress: Progress) -> Passes:
-        """What `prepare` costs, and one forward where it returns images."""
 
 
 @runtime_checkable
@@ -200,6 +208,13 @@ class OuterLoss(Protocol):
     def detach_target(self) -> bool:
         """Whether the target is a constant; otherwise its forward is part of the pure pass."""
 
+    def passes(self, progress: Progress) -> Passes:
+        """What one pure pass costs, and what `prepare` forwards."""
+
+
+class LossRuntime(Protocol):
+    """What an outer loss does: the spec itself, or what its `build(world)` makes."""
+
     def prepare(self, scene: Scene, budget: Budget, x_adv: Tensor) -> Prepared: ...
 
     def __call__(
@@ -211,9 +226,6 @@ class OuterLoss(Protocol):
         progress: Progress,
     ) -> dict[str, Tensor]:
         """Named terms, each a mean over the batch; their sum is the objective, their names are the log."""
-
-    def passes(self, progress: Progress) -> Passes:
-        """What one pure pass costs, and what `prepare` forwards."""
 
 
 Gradients = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -287,10 +299,22 @@ class Dataset(Protocol):
         """
 
 
+class Outcomes(NamedTuple):
+    """What a measure found: (B,) bool, still right; accuracy after each of its parts, if it has parts; warnings."""
+
+    right: Tensor
+    breakdown: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+
+
 @runtime_checkable
 @kind("measure")
 class Measure(Protocol):
-    """What is reported of a finished model?"""
+    """What is reported of a finished model?
+
+    It may also have `images` (judge so many test images), `slice_size` (images per call, else the batch size), and
+    `remarks(breakdown)`, further notes on the breakdown over all images.
+    """
 
     @property
     def key(self) -> str:
@@ -298,8 +322,8 @@ class Measure(Protocol):
 
     def outcomes(
         self, predict: Predict, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
-    ) -> tuple[Tensor, dict[str, float]]:
-        """(B,) bool, still right; and a breakdown: accuracy after each part of the measure, where it has parts."""
+    ) -> Outcomes:
+        """Which of the images x (B, C, H, W) the model gets right; a function of the arguments alone."""
 
 
 def build(strategy: Any, world: World) -> Any:

@@ -51,7 +51,8 @@ class World:
         for group in groups.values():
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
             dist.all_reduce(flat)
-            for tensor, piece in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+            pieces = torch.split(flat, [tensor.numel() for tensor in group])
+            for tensor, piece in zip(group, pieces, strict=True):
                 tensor.copy_(piece.view(tensor.shape))
 
     def gather_rows(self, rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from robustkit.core.errors import DataError
 from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 from robustkit.data.augment import Augment, Augmentation, Padding, augmentation
-from robustkit.data.images import Data, InMemory
+from robustkit.data.images import Data, InMemory, first_per_class
 from robustkit.data.published import load_published
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -24,12 +24,14 @@ class Cifar10:
 
     Looked for in `root`, else ROBUSTKIT_CIFAR10_DIR, else ROBUSTKIT_DATA_DIR, else ./data, as torchvision's files
     (cifar-10-batches-py) or as an image folder (train/<class>/, test/<class>/); downloaded there if `download`.
+    `per_class` keeps the first so many training images of each class: studies on a small budget.
     """
 
-    root: str | None = setting(None, location=True)
-    download: bool = setting(True, location=True)
+    root: str | None = setting(default=None, location=True)
+    download: bool = setting(default=True, location=True)
     augment: Augment = "crop-flip"
     padding: Padding = "zero"
+    per_class: int | None = setting(default=None, at_least=1)
 
     @property
     def augmentation(self) -> Augmentation | None:
@@ -57,7 +59,7 @@ class Cifar10:
                 f"the classes of CIFAR-10 are called {', '.join(data.classes)}",
                 remedy=f"rename the folders to {', '.join(CIFAR10_CLASSES)}",
             )
-        return data
+        return first_per_class(data, self.per_class)
 
 
 @registry("dataset").register("cifar100")
@@ -67,12 +69,14 @@ class Cifar100:
 
     Looked for in `root`, else ROBUSTKIT_CIFAR100_DIR, else ROBUSTKIT_DATA_DIR, else ./data, as torchvision's files
     (cifar-100-python) or as an image folder (train/<class>/, test/<class>/); downloaded there if `download`.
+    `per_class` keeps the first so many training images of each class: studies on a small budget.
     """
 
-    root: str | None = setting(None, location=True)
-    download: bool = setting(True, location=True)
+    root: str | None = setting(default=None, location=True)
+    download: bool = setting(default=True, location=True)
     augment: Augment = "crop-flip-rotate"
     padding: Padding = "zero"
+    per_class: int | None = setting(default=None, at_least=1)
 
     @property
     def augmentation(self) -> Augmentation | None:
@@ -86,7 +90,7 @@ class Cifar100:
         """Images (N, 3, 32, 32)."""
         from torchvision.datasets import CIFAR100
 
-        return load_published(
+        data = load_published(
             "CIFAR-100",
             lambda folder, download: _read(CIFAR100, folder, download),
             root=self.root,
@@ -95,6 +99,7 @@ class Cifar100:
             download=self.download,
             facts=self.facts,
         )
+        return first_per_class(data, self.per_class)
 
 
 def _read(source: Any, folder: Path, download: bool) -> Data:

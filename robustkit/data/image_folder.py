@@ -32,8 +32,8 @@ class ImageFolder:
     pixels are kept; without it, all pictures must be equally large.
     """
 
-    root: str | None = setting(None, location=True)
-    size: int | None = setting(None, at_least=1)
+    root: str | None = setting(default=None, location=True)
+    size: int | None = setting(default=None, at_least=1)
     grey: bool = False
     augment: Augment = "none"
     padding: Padding = "zero"

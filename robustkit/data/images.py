@@ -104,6 +104,22 @@ class Data:
             )
 
 
+def first_per_class(data: Data, count: int | None) -> Data:
+    """The first `count` training images of each class (None: all of them); the test images as they are.
+
+    Raises:
+        DataError: a class has fewer.
+    """
+    if count is None:
+        return data
+    labels = data.train.labels
+    fewest = int(labels.bincount(minlength=len(data.classes)).min())
+    if fewest < count:
+        raise DataError(f"a class has only {fewest} training images", place="data.per_class", remedy=f"1..{fewest}")
+    rows = torch.cat([(labels == number).nonzero().squeeze(1)[:count] for number in range(len(data.classes))])
+    return Data(InMemory(data.train.fetch(rows), labels[rows]), data.test, data.classes)
+
+
 def describe(shape: tuple[int, ...]) -> str:
     """(3, 32, 32) -> '3x32x32'."""
     return "x".join(map(str, shape))

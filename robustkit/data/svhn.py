@@ -23,8 +23,8 @@ class SVHN:
     augment it, and a mirrored digit is no digit: leave `augment` without a flip.
     """
 
-    root: str | None = setting(None, location=True)
-    download: bool = setting(True, location=True)
+    root: str | None = setting(default=None, location=True)
+    download: bool = setting(default=True, location=True)
     augment: Augment = "none"
     padding: Padding = "zero"
 

@@ -25,11 +25,11 @@ class Synthetic:
     take turns, so they are equally frequent. The images depend on the settings alone.
     """
 
-    train: int = setting(256, at_least=1)
-    test: int = setting(64, at_least=1)
-    classes: int = setting(10, at_least=1)
-    size: int = setting(32, at_least=1)
-    channels: int = setting(3, at_least=1)
+    train: int = setting(default=256, at_least=1)
+    test: int = setting(default=64, at_least=1)
+    classes: int = setting(default=10, at_least=1)
+    size: int = setting(default=32, at_least=1)
+    channels: int = setting(default=3, at_least=1)
     augment: Augment = "none"
     padding: Padding = "zero"
 

@@ -47,7 +47,7 @@ def count_passes(model: nn.Module) -> Iterator[Count]:
 
         for tensor in {id(t): t for t in (output.logits, output.margined, output.features)}.values():
             if tensor.requires_grad:
-                tensor.register_hook(backward)
+                tensor.register_hook(backward)  # type: ignore[no-untyped-call]
 
     handle = model.register_forward_hook(after)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from robustkit.core.batch import Budget, Passes, Progress
+from robustkit.core.errors import SpecError
 from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 from robustkit.core.strategy import Scene
@@ -16,8 +17,11 @@ ECAS_VALUES = tuple(k / 255 for k in range(3, 13))
 class Cyclic:
     """`values[epoch mod L]` for all images: a sawtooth (ECAS, BMVC 2023, Eq. 2, as its code reads it)."""
 
-    values: tuple[float, ...] = setting(ECAS_VALUES, at_least=0)
-    step_fraction: float = setting(0.2, above=0)
+    values: tuple[float, ...] = setting(default=ECAS_VALUES, at_least=0)
+    step_fraction: float = setting(default=0.2, above=0)
+
+    def validate(self) -> None:
+        _refuse_empty(self.values, type(self).__name__)
 
     @property
     def sets_step_size(self) -> bool:
@@ -41,8 +45,11 @@ class Cyclic:
 class CyclicBatch:
     """`values[step mod L]` for all images, the step counted over the whole run (ECAS, BMVC 2023, section 4.1)."""
 
-    values: tuple[float, ...] = setting(ECAS_VALUES, at_least=0)
-    step_fraction: float = setting(0.2, above=0)
+    values: tuple[float, ...] = setting(default=ECAS_VALUES, at_least=0)
+    step_fraction: float = setting(default=0.2, above=0)
+
+    def validate(self) -> None:
+        _refuse_empty(self.values, type(self).__name__)
 
     @property
     def sets_step_size(self) -> bool:
@@ -59,3 +66,8 @@ class CyclicBatch:
 
     def passes(self, progress: Progress) -> Passes:
         return Passes()
+
+
+def _refuse_empty(values: tuple[float, ...], name: str) -> None:
+    if not values:
+        raise SpecError("must hold at least one radius", place=f"{name}.values")

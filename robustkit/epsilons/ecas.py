@@ -28,11 +28,11 @@ class ECAS:
     moves BatchNorm statistics towards natural images; "train-frozen" and "eval" do not.
     """
 
-    values: tuple[float, ...] = setting(ECAS_VALUES, at_least=0)
-    big: int = setting(3, at_least=1)
+    values: tuple[float, ...] = setting(default=ECAS_VALUES, at_least=0)
+    big: int = setting(default=3, at_least=1)
     h_low: float = 1.3
     h_high: float = 2.274
-    step_fraction: float = setting(0.2, above=0)
+    step_fraction: float = setting(default=0.2, above=0)
     step_follows: Literal["cycle", "sample"] = "cycle"
     mode: Mode = "train"
 

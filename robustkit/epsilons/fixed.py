@@ -17,8 +17,8 @@ class Fixed:
     8/255); None leaves it to the attack (2/255 at 8/255). ECAS sheet, section 2, says which comparison wants which.
     """
 
-    value: float | None = setting(None, above=0)
-    step_fraction: float | None = setting(None, above=0)
+    value: float | None = setting(default=None, above=0)
+    step_fraction: float | None = setting(default=None, above=0)
 
     @property
     def sets_step_size(self) -> bool:

@@ -13,9 +13,9 @@ from robustkit.core.strategy import Scene
 class Linear:
     """From `first` in the first epoch to `last` in the last (ECAS, BMVC 2023, section 4.1; end points: our choice)."""
 
-    first: float = setting(3 / 255, at_least=0)
-    last: float = setting(12 / 255, at_least=0)
-    step_fraction: float = setting(0.2, above=0)
+    first: float = setting(default=3 / 255, at_least=0)
+    last: float = setting(default=12 / 255, at_least=0)
+    step_fraction: float = setting(default=0.2, above=0)
 
     @property
     def sets_step_size(self) -> bool:

@@ -23,11 +23,11 @@ class GaussianMixture:
     LDAT sheet, 9.1 to 9.4). Distances are taken in float32 whatever the precision.
     """
 
-    margin: float = setting(0.1, at_least=0)
-    likelihood: float = setting(1.0, at_least=0)
+    margin: float = setting(default=0.1, at_least=0)
+    likelihood: float = setting(default=1.0, at_least=0)
     likelihood_schedule: Literal["up", "down", "constant"] = "up"
-    centre_lr_scale: float = setting(1.0, at_least=0)
-    centre_weight_decay: float | None = setting(None, at_least=0)
+    centre_lr_scale: float = setting(default=1.0, at_least=0)
+    centre_weight_decay: float | None = setting(default=None, at_least=0)
 
     def build(self, width: int, classes: int) -> GaussianMixtureHead:
         return GaussianMixtureHead(width, classes, self.margin)

@@ -22,8 +22,8 @@ class Align:
     `detach` keeps gradients out of p; the paper does not say, its costs say so (sheet 7.4).
     """
 
-    weight: float = setting(3.5, at_least=0)
-    label_smoothing: float = setting(0.0, at_least=0, below=1)
+    weight: float = setting(default=3.5, at_least=0)
+    label_smoothing: float = setting(default=0.0, at_least=0, below=1)
     detach: bool = True
     needs_target: ClassVar[bool] = True
 

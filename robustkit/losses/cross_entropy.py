@@ -22,7 +22,7 @@ class CrossEntropy:
     100 (ECAS sheet 1.2).
     """
 
-    label_smoothing: float = setting(0.0, at_least=0, below=1)
+    label_smoothing: float = setting(default=0.0, at_least=0, below=1)
     needs_target: ClassVar[bool] = False
     detach_target: ClassVar[bool] = True
 

@@ -21,7 +21,7 @@ class Mixed:
     `joint` forwards both halves in one batch, so that they share batch statistics (Kurakin et al. 2017).
     """
 
-    beta: float = setting(0.5, at_least=0, at_most=1)
+    beta: float = setting(default=0.5, at_least=0, at_most=1)
     joint: bool = True
     needs_target: ClassVar[bool] = False
     detach_target: ClassVar[bool] = True

@@ -23,7 +23,7 @@ class Trades:
     other, each with its own batch statistics.
     """
 
-    weight: float = setting(6.0, at_least=0)
+    weight: float = setting(default=6.0, at_least=0)
     needs_target: ClassVar[bool] = False
     detach_target: ClassVar[bool] = True
 

@@ -22,7 +22,7 @@ class InverseObjective:
     choice; "sum" makes the features dominate.
     """
 
-    beta: float = setting(1.0, at_least=0)
+    beta: float = setting(default=1.0, at_least=0)
     reduction: Literal["mean", "sum"] = "mean"
 
     @property

@@ -19,10 +19,10 @@ class SGD:
     undecayed.
     """
 
-    lr: float = setting(0.1, above=0)
-    momentum: float = setting(0.9, at_least=0, below=1)
+    lr: float = setting(default=0.1, above=0)
+    momentum: float = setting(default=0.9, at_least=0, below=1)
     nesterov: bool = False
-    weight_decay: float = setting(5e-4, at_least=0)
+    weight_decay: float = setting(default=5e-4, at_least=0)
     decay_norm_and_bias: bool = True
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -19,8 +19,6 @@ class Cosine:
     every: Literal["epoch", "step"] = "epoch"
 
     def __call__(self, progress: Progress) -> Rates:
-        if self.every == "epoch":
-            share = progress.epoch / progress.epochs
-        else:
-            share = progress.step / progress.total_steps
+        by_epoch = self.every == "epoch"
+        share = progress.epoch / progress.epochs if by_epoch else progress.step / progress.total_steps
         return Rates((1 + math.cos(math.pi * share)) / 2)

@@ -15,8 +15,8 @@ from robustkit.core.strategy import Rates
 class MultiStep:
     """Times `factor` once so many epochs are done: each of `at` an epoch, or a fraction of training below 1."""
 
-    at: tuple[float, ...] = setting((0.5, 0.75), above=0)
-    factor: float = setting(0.1, above=0)
+    at: tuple[float, ...] = setting(default=(0.5, 0.75), above=0)
+    factor: float = setting(default=0.1, above=0)
 
     def check(self, recipe: Recipe) -> None:
         """Refuse drops beyond the end."""

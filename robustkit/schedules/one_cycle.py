@@ -19,12 +19,12 @@ class OneCycle:
     code inherits; false keeps the optimiser's.
     """
 
-    warm_up: float = setting(0.25, above=0, below=1)
+    warm_up: float = setting(default=0.25, above=0, below=1)
     cycle_momentum: bool = True
-    start_divisor: float = setting(25.0, above=0)
-    end_divisor: float = setting(25e4, above=0)
-    base_momentum: float = setting(0.85, at_least=0, below=1)
-    max_momentum: float = setting(0.95, at_least=0, below=1)
+    start_divisor: float = setting(default=25.0, above=0)
+    end_divisor: float = setting(default=25e4, above=0)
+    base_momentum: float = setting(default=0.85, at_least=0, below=1)
+    max_momentum: float = setting(default=0.95, at_least=0, below=1)
 
     def __call__(self, progress: Progress) -> Rates:
         last = max(1, progress.total_steps - 1)

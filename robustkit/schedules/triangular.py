@@ -17,10 +17,10 @@ class Triangular:
     the optimiser's.
     """
 
-    peak: float = setting(0.5, above=0, below=1)
+    peak: float = setting(default=0.5, above=0, below=1)
     cycle_momentum: bool = True
-    base_momentum: float = setting(0.8, at_least=0, below=1)
-    max_momentum: float = setting(0.9, at_least=0, below=1)
+    base_momentum: float = setting(default=0.8, at_least=0, below=1)
+    max_momentum: float = setting(default=0.9, at_least=0, below=1)
 
     def __call__(self, progress: Progress) -> Rates:
         share = progress.step / progress.total_steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -23,11 +22,11 @@ class Inverse:
     mode of the pass that reads the target.
     """
 
-    radius: float = setting(4 / 255, at_least=0)
-    steps: int = setting(5, at_least=0)
-    step_size: float = setting(2 / 255, above=0)
+    radius: float = setting(default=4 / 255, at_least=0)
+    steps: int = setting(default=5, at_least=0)
+    step_size: float = setting(default=2 / 255, above=0)
     objective: Objective = InverseObjective()
-    noise: float = setting(0.001, at_least=0)
+    noise: float = setting(default=0.001, at_least=0)
     mode: Mode = "train"
 
     def prepare(self, scene: Scene, budget: Budget, x_adv: Tensor, *, advance: bool = True) -> Tensor | None:
@@ -51,5 +50,4 @@ class Inverse:
         return
 
     def passes(self, progress: Progress) -> Passes:
-        features = 2 * self.objective.needs_reference
-        return attrs.evolve(PGD(steps=self.steps).passes(progress), forward=self.steps + features + 1)
+        return Passes(forward=self.steps + 2 * self.objective.needs_reference + 1, input_backward=self.steps)

@@ -27,8 +27,8 @@ class Momentum:
     """
 
     inner: TargetDistribution = Universal()
-    gamma: float = setting(0.9, at_least=0, at_most=1)
-    start: float = setting(0.75, at_least=0)
+    gamma: float = setting(default=0.9, at_least=0, at_most=1)
+    start: float = setting(default=0.75, at_least=0)
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a start beyond the end."""
@@ -75,6 +75,3 @@ class MomentumMemory(nn.Module):
             self.spec.start, record.progress.epochs
         ):
             self.memory.write(record.batch.index, record.target)
-
-    def passes(self, progress: Progress) -> Passes:
-        return self.spec.passes(progress)

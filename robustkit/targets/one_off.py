@@ -29,7 +29,7 @@ class OneOff:
     """
 
     inner: TargetDistribution = Universal()
-    start: float = setting(0.8, at_least=0)
+    start: float = setting(default=0.8, at_least=0)
     freeze: Literal["probabilities", "perturbation"] = "probabilities"
 
     def check(self, recipe: Recipe) -> None:
@@ -88,9 +88,6 @@ class OneOffMemory(nn.Module):
         self.inner.observe(record)
         if record.target is not None and self._phase(record.progress) == 0:
             self.memory.write(record.batch.index, record.target)
-
-    def passes(self, progress: Progress) -> Passes:
-        return self.spec.passes(progress)
 
     def _all_seen(self, scene: Scene) -> bool:
         """Whether each image of the batch has a row; asked of the device only if some training image has none."""

@@ -24,10 +24,10 @@ class Universal:
     step runs in eval mode; `mode` is the mode of the pass that reads the target from the moved z.
     """
 
-    radius: float = setting(4 / 255, at_least=0)
-    step_size: float | None = setting(None, above=0)
+    radius: float = setting(default=4 / 255, at_least=0)
+    step_size: float | None = setting(default=None, above=0)
     objective: Objective = InverseObjective()
-    noise: float = setting(0.001, at_least=0)
+    noise: float = setting(default=0.001, at_least=0)
     mode: Mode = "train"
 
     def build(self, world: World) -> UniversalPerturbations:
@@ -89,6 +89,3 @@ class UniversalPerturbations(nn.Module):
 
     def observe(self, record: Record) -> None:
         return
-
-    def passes(self, progress: Progress) -> Passes:
-        return self.spec.passes(progress)

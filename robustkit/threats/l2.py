@@ -20,7 +20,7 @@ _TINY = 1e-12
 class L2:
     """The perturbation's Euclidean length is at most epsilon."""
 
-    epsilon: float = setting(0.5, above=0)
+    epsilon: float = setting(default=0.5, above=0)
     norm: ClassVar[Literal["L2"]] = "L2"
 
     def random(self, x: Tensor, epsilon: Tensor, generator: Generator) -> Tensor:
@@ -35,7 +35,9 @@ class L2:
         return (x + perturbation * per_image(shrink, x)).clamp_(0, 1)
 
     def ascend(self, gradient: Tensor) -> Tensor:
-        return gradient / per_image(self.size(gradient).clamp_min(_TINY), gradient)
+        largest = gradient.abs().flatten(1).amax(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        scaled = gradient / per_image(largest, gradient)  # squares of tiny gradients would underflow
+        return scaled / per_image(self.size(scaled).clamp_min(_TINY), scaled)
 
     def size(self, perturbation: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(perturbation.flatten(1), dim=1)
+        return torch.linalg.vector_norm(perturbation.flatten(1), dim=1)  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ from robustkit.functional import per_image
 class Linf:
     """Every pixel may move by at most epsilon (Madry et al. 2018)."""
 
-    epsilon: float = setting(8 / 255, above=0, at_most=1, remedy="pixels are in [0, 1]: write 8/255")
+    epsilon: float = setting(default=8 / 255, above=0, at_most=1, remedy="pixels are in [0, 1]: write 8/255")
     norm: ClassVar[Literal["Linf"]] = "Linf"
 
     def random(self, x: Tensor, epsilon: Tensor, generator: Generator) -> Tensor:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustkit.core.batch import Passes, Progress, start_epoch
 from robustkit.core.recipe import Recipe, refuse_late_start
@@ -29,8 +29,8 @@ class AWP:
     epoch `start` on (a fraction of training, or an epoch counted from 1).
     """
 
-    gamma: float = setting(0.01, at_least=0)
-    start: float = setting(0.0, at_least=0)
+    gamma: float = setting(default=0.01, at_least=0)
+    start: float = setting(default=0.0, at_least=0)
     accumulates: ClassVar[bool] = False
 
     @contextmanager
@@ -38,7 +38,8 @@ class AWP:
         if not self._active(progress):
             yield
             return
-        weights = [p for name, p in model.named_parameters() if "weight" in name and p.ndim > 1 and p.requires_grad]
+        named = model.named_parameters()
+        weights: list[Tensor] = [p for name, p in named if "weight" in name and p.ndim > 1 and p.requires_grad]
         with torch.no_grad():
             moves = [
                 g * (self.gamma * torch.linalg.vector_norm(w) / (torch.linalg.vector_norm(g) + _TINY))

@@ -15,8 +15,8 @@ class Exponential:
     `warm_up` as a fraction of all steps. BatchNorm statistics are copied from the trained weights.
     """
 
-    rate: float = setting(0.995, at_least=0, below=1)
-    warm_up: float = setting(0.0, at_least=0, at_most=1)
+    rate: float = setting(default=0.995, at_least=0, below=1)
+    warm_up: float = setting(default=0.0, at_least=0, at_most=1)
 
     def decay(self, step: int, total_steps: int) -> float:
         since = step - int(self.warm_up * total_steps)

@@ -1,0 +1,36 @@
+"""ECAS + UIAT, small: a ResNet-18 of a quarter of the width on 10,000 images of CIFAR-10, for two CPU cores.
+
+Run:        robustkit run recipes/cpu/ecas_uiat_wrn34.py
+Papers:     as recipes/ecas_uiat_wrn34.py, whose strategies it uses at their own settings
+Changed:    backbone, 1,000 images a class, 20 epochs (two cycles of radii), one-cycle rate with Nesterov, bfloat16
+Cost:       29 forward-units a step, 75 steps an epoch
+Measured:   docs/results.md
+"""
+
+from robustkit import Model, Precision, Recipe, Suite, Validation, px
+from robustkit.attacks import PGD
+from robustkit.data import Cifar10
+from robustkit.epsilons import ECAS
+from robustkit.evaluation import CW, PGD_20, AutoAttack, Clean
+from robustkit.losses import Align
+from robustkit.optimizers import SGD
+from robustkit.schedules import OneCycle
+from robustkit.targets import Momentum, Universal
+from robustkit.threats import Linf
+
+recipe = Recipe(
+    data=Cifar10(per_class=1000),
+    model=Model(backbone="resnet18_cifar_w16"),
+    threat=Linf(epsilon=8 * px),
+    epsilon=ECAS(values=tuple(k * px for k in range(3, 13)), big=3, h_low=1.3, h_high=2.274),
+    attack=PGD(steps=10),
+    target=Momentum(inner=Universal(radius=4 * px), gamma=0.9, start=0.75),
+    loss=Align(weight=3.5),
+    optimizer=SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    schedule=OneCycle(warm_up=0.25, cycle_momentum=False),
+    epochs=20,
+    batch_size=128,
+    validation=Validation(images=512, train_images=256),
+    precision=Precision(attack="bf16", outer="bf16"),
+    evaluation=(Suite(measures=(Clean(images=1000), PGD_20, CW, AutoAttack(images=256)), images=1000),),
+)

@@ -1,0 +1,168 @@
+"""AutoAttack: the official package, and nothing of our own but a check of what it claims."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.core.registry import registry
+from robustkit.core.spec import setting, spec
+from robustkit.core.strategy import Outcomes, Predict, ThreatModel
+from robustkit.evaluation.logits import LogitsOf, as_found, is_right
+
+_LOGGER = logging.getLogger("auto-attack")  # the package's
+
+
+@registry("measure").register("autoattack")
+@spec
+class AutoAttack:
+    """Accuracy under AutoAttack (Croce and Hein, ICML 2020), by the authors' own code.
+
+    "standard" is APGD-CE, targeted APGD-DLR, targeted FAB and Square; "plus" adds attacks and restarts, "rand" is for
+    randomised defences. The sub-attacks run one after the other, each on the images still right and each seeded alike,
+    as within one call of the package, which gives the breakdown. What the package returns is checked: an image counts
+    as broken if it lies in the ball and the box and the model, forwarded once more, gets it wrong (except for "rand",
+    where one more forward proves nothing). With K < 10 classes the targeted attacks aim at all K - 1 others; the
+    targeted DLR loss needs 4 classes and the plain one 3, and with fewer their attacks are left out, with a note.
+
+    The model is judged in eval mode and float32, `slice_size` images to a call: outcomes depend on its choice, as the
+    package draws from one stream for all images of a call, but not on how the slices are spread over processes.
+    """
+
+    version: Literal["standard", "plus", "rand"] = "standard"
+    images: int | None = setting(default=None, at_least=1)
+    slice_size: int = setting(default=250, at_least=1)
+
+    @property
+    def key(self) -> str:
+        return "autoattack"
+
+    def outcomes(
+        self, predict: Predict, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
+    ) -> Outcomes:
+        """The breakdown is accuracy after each sub-attack; what the package warns of becomes notes."""
+        logits = LogitsOf(model)
+        breakdown: dict[str, float] = {}
+        with _contained(model, x.device) as heard:
+            output = logits(x)
+            right = is_right(output, y)
+            package = _package(logits, threat, seed, self.version, x.device)
+            parts, notes = _fit(package, classes=output.shape[1])
+            if "square" in parts and x.shape[2] != x.shape[3]:
+                notes.append("AutoAttack: Square may not work properly on images that are not square")
+            for part in parts:
+                left = right.nonzero().squeeze(1)
+                if len(left):
+                    package.attacks_to_run = [part]
+                    images, labels = x[left].contiguous(), y[left]
+                    x_adv, predicted = package.run_standard_evaluation(images, labels, batch_size=len(left))
+                    claimed = predicted != labels
+                    proven = claimed & _within(x_adv, images, threat)
+                    if self.version != "rand":
+                        proven &= ~is_right(logits(x_adv), labels)
+                    if not torch.equal(claimed, proven):
+                        notes.append(f"AutoAttack: not all images that {part} claims to have broken stood our check; "
+                                     "they count as not broken by it")
+                    right[left] = ~proven
+                breakdown[part] = int(right.sum()) / len(right)
+        return Outcomes(right, breakdown, (*notes, *_worded(heard)))
+
+    def remarks(self, breakdown: dict[str, float]) -> tuple[str, ...]:
+        """The package's alarm over all images: Square, which needs no gradients, broke what gradients could not."""
+        from pyautoattack import checks
+
+        with _listening() as heard:
+            checks.check_square_sr(breakdown, logger=_LOGGER)
+        return _worded(heard)
+
+
+def _package(logits: nn.Module, threat: ThreatModel, seed: int, version: str, device: torch.device) -> Any:
+    import pyautoattack
+
+    package = pyautoattack.AutoAttack(
+        logits, norm=threat.norm, eps=threat.epsilon, seed=seed, version=version, device=device
+    )
+    package.verbose = False
+    return package
+
+
+def _fit(package: Any, classes: int) -> tuple[list[str], list[str]]:
+    """Aims the package at as many classes as there are: the sub-attacks that can run, and a note on those left out."""
+    for targeted in (package.apgd_targeted, package.fab):
+        targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
+    needs = {"apgd-dlr": 3, "apgd-t": 4}
+    parts = [part for part in package.attacks_to_run if classes >= needs.get(part, 0)]
+    left_out = [part for part in package.attacks_to_run if part not in parts]
+    if not left_out:
+        return parts, []
+    reasons = " and ".join(f"{part} (its DLR loss needs {needs[part]} classes)" for part in left_out)
+    return parts, [f"AutoAttack ran without {reasons}, as there are {classes}; what ran: {', '.join(parts)}"]
+
+
+def _within(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """(B,) bool: in the ball and in the box, but for rounding."""
+    tolerance = 1e-6 + 1e-5 * threat.epsilon
+    flat = x_adv.flatten(1)
+    in_box = ((flat >= -1e-6) & (flat <= 1 + 1e-6)).all(dim=1)
+    return in_box & (threat.size(x_adv - x) <= threat.epsilon + tolerance)
+
+
+@contextmanager
+def _contained(model: nn.Module, device: torch.device) -> Iterator[list[str]]:
+    """Gives what the package warns of, and undoes what it does to the world around it.
+
+    It seeds torch's global generators, ends any tracing (coverage, debuggers), counts calls in a dictionary that is
+    never reset, and FAB's backward pass would leave gradients on parameters.
+    """
+    from pyautoattack import checks
+
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))
+    trace = sys.gettrace()
+    devices = [device] if device.type == "cuda" else []
+    with as_found(model), torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices):
+        model.eval()
+        model.requires_grad_(False)
+        try:
+            with redirect_stdout(io.StringIO()), _listening() as heard:
+                yield heard
+        finally:
+            sys.settrace(trace)
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    """What the package's logger warns of, instead of its reaching the terminal."""
+    heard: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    ear, level, propagate = Ear(logging.WARNING), _LOGGER.level, _LOGGER.propagate
+    _LOGGER.addHandler(ear)
+    _LOGGER.setLevel(logging.WARNING)
+    _LOGGER.propagate = False
+    try:
+        yield heard
+    finally:
+        _LOGGER.removeHandler(ear)
+        _LOGGER.setLevel(level)
+        _LOGGER.propagate = propagate
+
+
+def _worded(messages: list[str]) -> tuple[str, ...]:
+    """The package's warnings, each once: without numbers of points, which differ from call to call, and references.
+
+    Its warning that DLR losses are impossible is dropped: those that are, `_fit` left out, and it names others too.
+    """
+    messages = [re.sub(r"there are \d+ points", "there are points", message) for message in messages]
+    messages = [re.sub(r"\s*See \S+ for details\.", "", message) for message in messages]
+    return tuple(dict.fromkeys(f"AutoAttack: {message}" for message in messages if "it is not possible" not in message))
