@@ -1,7 +1,7 @@
 """Natural training: ResNet-18 on CIFAR-10, no attack. The floor of robustness, and the ceiling of clean accuracy.
 
 Run:        robustkit run recipes/natural.py
-Source:     method sheet of UIAT (CVPR 2023), section 1; the common schedule of its Table 1
+Source:     the common schedule of UIAT (CVPR 2023), Table 1
 Cost:       3 forward-units a step (1 forward, 1 parameter backward), 391 steps an epoch, 100 epochs
 Published:  clean about 94 to 95 %, AutoAttack about 0 % (general knowledge, no table)
 Measured:   not yet

@@ -14,8 +14,10 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def kl_from_probabilities(p: Tensor, logits: Tensor) -> Tensor:
-    """(B,) KL(p || softmax(logits)) for target rows p that may hold zeros (UIAT sheet 0.3)."""
-    return F.kl_div(F.log_softmax(logits.float(), dim=1), p.float(), reduction="none").sum(dim=1)
+    """(B,) KL(p || softmax(logits)) for target rows p that may hold zeros, differentiable in both."""
+    p = p.float()
+    log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()  # finite at 0, and so is its gradient (`F.kl_div`'s is NaN)
+    return (p * (log_p - F.log_softmax(logits.float(), dim=1))).sum(dim=1)
 
 
 def kl_from_logits(target_logits: Tensor, logits: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ from robustkit.core.batch import Progress
 from robustkit.core.errors import CheckpointError, RecipeError, RegistryError, UserError
 from robustkit.core.loop import Display, Parts, Totals, assemble, train
 from robustkit.core.recipe import Recipe, load_recipe, result_key, save_recipe
-from robustkit.core.registry import registry
+from robustkit.core.registry import hint, registry
 from robustkit.core.spec import digest, evolve, flatten, to_json
 from robustkit.core.world import World
 from robustkit.engine import Predictor
@@ -83,12 +84,13 @@ class Limits:
 
     max_steps: int | None = None
     deadline: float | None = None  # of time.monotonic()
-    interrupted: bool = False
+    rehearsal: bool = False  # evaluate all the same where training stops at `max_steps`
+    asked: str = ""  # by a signal
     saved: float = attrs.field(factory=time.monotonic)
 
     def reason(self, parts: Parts | None = None) -> str:
-        if self.interrupted:
-            return "interrupt"
+        if self.asked:
+            return self.asked
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return "time"
         if parts is not None and self.max_steps is not None and parts.step >= self.max_steps:
@@ -99,13 +101,14 @@ class Limits:
         return time.monotonic() - self.saved > SAVE_EVERY_SECONDS
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask for a stop after the step; a second Ctrl-C is obeyed at once."""
+    def listening(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Ctrl-C asks for a stop after the step, a second one is obeyed at once; SIGTERM counts as time being up."""
 
         def ask(number: int, frame: Any) -> None:
-            if self.interrupted and number == signal.SIGINT:
+            if self.asked == "interrupt" and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.interrupted = True
+            self.asked = "interrupt" if number == signal.SIGINT else "time"
+            say("Stopping after this step or measure; Ctrl-C once more stops at once")
 
         try:
             before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -128,6 +131,7 @@ def run(
     device: str | None = None,
     max_steps: int | None = None,
     max_time: float | None = None,
+    rehearse: bool = False,
     display: RunDisplay | None = None,
 ) -> Outcome:
     """Train, evaluate and draw `recipe` in a new folder.
@@ -137,6 +141,7 @@ def run(
         source: the recipe's file, copied into the folder; `overrides` are noted beside it.
         device: "cpu", "cuda", "cuda:1", ... (default: the best there is).
         max_steps, max_time: stop cleanly after so many steps or seconds; `resume` goes on.
+        rehearse: evaluate and draw even where training stopped at `max_steps` (see `smoke`).
 
     Raises:
         UserError: the folder exists or cannot be written, the data are missing, or do not fit the recipe.
@@ -146,8 +151,13 @@ def run(
     if world.rank == 0:
         _write_facts(folder, recipe, source, overrides, world)
     world.barrier()
-    limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time)
-    return _go_on(folder, recipe, world, limits, display or Silent())
+    limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time, rehearse)
+    try:
+        return _go_on(folder, recipe, world, limits, display or Silent())
+    except UserError:
+        if world.rank == 0 and not (folder / "checkpoints").exists():
+            shutil.rmtree(folder)  # nothing is lost, and the mended command finds its folder free
+        raise
 
 
 def resume(
@@ -167,6 +177,62 @@ def resume(
     recipe = recipe_of(folder)
     limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time)
     return _go_on(folder, recipe, make_world(recipe, device), limits, display or Silent())
+
+
+def evaluate_run(
+    folder: str | Path,
+    *,
+    checkpoints: Sequence[str] = CHECKPOINTS,
+    keys: Sequence[str] | None = None,
+    images: int | None = None,
+    again: bool = False,
+    device: str | None = None,
+    display: RunDisplay | None = None,
+) -> Outcome:
+    """Measure a run's checkpoints by its recipe: what results.json lacks, or everything `again`.
+
+    `keys` picks some of the recipe's measures. Results are kept in results.json, unless `images` limits the test
+    images or training is not finished: such results are provisional, and returned only.
+
+    Raises:
+        UserError: it is no run, a checkpoint is damaged, or the recipe has no such measure.
+    """
+    folder, display = Path(folder), display or Silent()
+    recipe = recipe_of(folder)
+    wanted = _limited(recipe, keys, images)
+    parts = load_parts(recipe, make_world(recipe, device))
+    facts = restore(parts, folder / "checkpoints" / "last.safetensors", weights_only=True)
+    parts.step, parts.best = int(facts["step"]), dict(facts["best"])
+    finished = parts.step >= recipe.epochs * parts.steps_per_epoch
+    kept = finished and images is None
+    if not kept:
+        reason = f"limited to {images} test images" if finished else f"training stands at step {parts.step}"
+        display.say(f"Provisional results ({reason}): results.json stays as it is")
+    results = read_results(folder) if kept else {}
+    limits = Limits()
+    with limits.listening(display.say):
+        try:
+            stopped = _measure(folder, parts, wanted, checkpoints, results, kept, again, limits, display)
+        finally:
+            display.end()
+    if kept and parts.world.rank == 0:
+        write_results(folder, results)
+    control = read_results(folder / "control") if kept else {}
+    return Outcome(folder, stopped, results, control or None)
+
+
+def _limited(recipe: Recipe, keys: Sequence[str] | None, images: int | None) -> Recipe:
+    """`recipe` with only those measures, on at most so many test images."""
+    known = [result_key(suite, measure) for suite, measure in recipe.measures()]
+    for key in keys or ():
+        if key not in known:
+            raise UserError(f"the recipe has no measure '{key}'", place="--measures", remedy=hint(key, known))
+    suites = []
+    for suite in recipe.evaluation:
+        chosen = tuple(m for m in suite.measures if keys is None or result_key(suite, m) in keys)
+        limit = suite.images if images is None else min(images, suite.images or images)
+        suites.append(evolve(suite, measures=chosen, images=limit))
+    return evolve(recipe, evaluation=tuple(suites))
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -248,7 +314,7 @@ def restore(parts: Parts, path: Path, *, weights_only: bool = False) -> dict[str
 
 
 def _go_on(folder: Path, recipe: Recipe, world: World, limits: Limits, display: RunDisplay) -> Outcome:
-    with limits.listening():
+    with limits.listening(display.say):
         try:
             stopped = _train_and_judge(folder, recipe, world, limits, display)
             control = None
@@ -281,6 +347,7 @@ def _train_and_judge(folder: Path, recipe: Recipe, world: World, limits: Limits,
 
     def save(name: str) -> None:
         limits.saved = time.monotonic()
+        tensors = parts.tensors()
         if world.rank == 0:
             facts = {
                 "digest": digest(recipe),
@@ -291,7 +358,7 @@ def _train_and_judge(folder: Path, recipe: Recipe, world: World, limits: Limits,
                 "metrics": lines,
                 "version": robustkit.__version__,
             }
-            checkpoint.write(folder / "checkpoints" / f"{name}.safetensors", parts.tensors(), facts)
+            checkpoint.write(folder / "checkpoints" / f"{name}.safetensors", tensors, facts)
 
     def record(report: dict[str, Any]) -> None:
         nonlocal lines
@@ -310,8 +377,9 @@ def _train_and_judge(folder: Path, recipe: Recipe, world: World, limits: Limits,
         should_stop=lambda parts: bool(limits.reason(parts)),
         should_save=limits.should_save,
     )
-    if not finished:
-        return limits.reason(parts) or "interrupt"
+    reason = limits.reason(parts) or "interrupt"
+    if not finished and not (limits.rehearsal and reason == "steps"):
+        return reason
     return _judge(folder, parts, limits, display)
 
 
@@ -319,14 +387,33 @@ def _judge(folder: Path, parts: Parts, limits: Limits, display: RunDisplay) -> s
     """Every measure of the recipe on the last and the best checkpoint; those in results.json already are kept."""
     from robustkit.reporting.figures import draw
 
-    world, recipe = parts.world, parts.recipe
     results = read_results(folder)
-    same = parts.best.get("epoch") == recipe.epochs  # then best and last hold the same weights
-    for name in CHECKPOINTS:
+    stopped = _measure(folder, parts, parts.recipe, CHECKPOINTS, results, True, False, limits, display)
+    if not stopped and parts.world.rank == 0:
+        write_results(folder, results)
+        if not (folder / "figures").is_dir():
+            draw(folder, parts)
+    return stopped
+
+
+def _measure(
+    folder: Path,
+    parts: Parts,
+    wanted: Recipe,
+    checkpoints: Sequence[str],
+    results: dict[str, Any],
+    kept: bool,
+    again: bool,
+    limits: Limits,
+    display: RunDisplay,
+) -> str:
+    """The measures of `wanted` on checkpoints, into `results` (and results.json if `kept`); `parts` holds the last."""
+    same = parts.best.get("epoch", -1) * parts.steps_per_epoch == parts.step  # best and last hold the same weights
+    for name in checkpoints:
         path = folder / "checkpoints" / f"{name}.safetensors"
         if not path.is_file():
             continue  # without validation images there is no best
-        if name == "best" and same:
+        if name == "best" and same and "last" in checkpoints:
             results["best"] = results.get("last", {})
             continue
         if name != "last":
@@ -334,16 +421,13 @@ def _judge(folder: Path, parts: Parts, limits: Limits, display: RunDisplay) -> s
 
         def keep(key: str, result: dict[str, Any], name: str = name) -> None:
             results.setdefault(name, {})[key] = result
-            if world.rank == 0:
+            if kept and parts.world.rank == 0:
                 write_results(folder, results)
 
-        stopped = judge(parts, name, results.get(name, {}), keep, limits, display)
+        done = {} if again else results.get(name, {})
+        stopped = judge(attrs.evolve(parts, recipe=wanted), name, done, keep, limits, display)
         if stopped:
             return stopped
-    if world.rank == 0:
-        write_results(folder, results)
-        if not (folder / "figures").is_dir():
-            draw(folder, parts)
     return ""
 
 
@@ -366,6 +450,7 @@ def judge(
             continue
         if world.any(limits.reason() in ("interrupt", "time")):
             return limits.reason() or "interrupt"
+        display.measuring(name, key, 0, 0, 0)
         result = measure_model(
             measure,
             suite.images,
@@ -375,7 +460,7 @@ def judge(
             suite.threat or recipe.threat,
             world,
             batch_size=recipe.batch_size,
-            on_slice=lambda done, total, right, key=key: display.measuring(name, key, done, total, right),
+            on_slice=partial(display.measuring, name, key),
         )
         keep(key, result.to_json())
     return ""

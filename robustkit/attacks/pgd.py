@@ -21,11 +21,11 @@ from robustkit.objectives.cross_entropy import CrossEntropyObjective
 @registry("attack").register("pgd")
 @spec
 class PGD:
-    """Projected gradient ascent of an objective (Madry et al. 2018; UIAT sheet 2.1, 3.2).
+    """Projected gradient ascent of an objective (Madry et al. 2018).
 
     `step_size` in pixels; None takes the budget's, else epsilon / 4. `start`: "uniform" in the ball and the box,
     "gaussian" (x + `noise` N(0, 1), unclipped: TRADES), or "clean". `start_epsilon` starts all images in a ball of that
-    radius instead of their own, and `final_epsilon` clips the result (both: ECAS-AWP, ECAS sheet 3.2). `mode` is the
+    radius instead of their own, and `final_epsilon` clips the result (both: the code of ECAS-AWP). `mode` is the
     model's mode during the attack.
     """
 
@@ -43,7 +43,13 @@ class PGD:
         return 1.0
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse two step sizes."""
+        """Refuse two step sizes, and an objective that compares with adversarial images that are not there yet."""
+        if getattr(self.objective, "needs_adversarial", False):
+            raise RecipeError(
+                "the objective compares with adversarial images, which an attack has yet to find",
+                place="attack.objective",
+                remedy="another objective, e.g. attack.objective=cross-entropy",
+            )
         if recipe.attack is self and self.step_size is not None and recipe.epsilon.sets_step_size:
             raise RecipeError(
                 "both the attack and the epsilon schedule set a step size",
@@ -63,6 +69,7 @@ class PGD:
         reference: Reference | None = None,
     ) -> Tensor:
         """Adversarial images; `reference` where the caller has it already (inverse targets do)."""
+        steps = self.steps if budget.steps is None else budget.max_steps
         with predict.using(self.mode) as predict:
             if reference is None:
                 reference = Reference()
@@ -76,11 +83,13 @@ class PGD:
                 threat=threat,
                 epsilon=budget.epsilon,
                 step_size=self._step_size(budget),
-                steps=self.steps if budget.steps is None else budget.max_steps,
+                steps=steps,
                 steps_per_image=budget.steps,
             )
         if self.final_epsilon is not None:
             result = threat.project(result, x, budget.epsilon.clamp_max(self.final_epsilon))
+        elif not steps:  # no step has brought the start into the ball and the box
+            result = threat.project(result, x, budget.epsilon)
         return result
 
     def _start(self, x: Tensor, budget: Budget, threat: ThreatModel, generator: Generator) -> Tensor:

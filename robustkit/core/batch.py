@@ -74,8 +74,8 @@ class Progress:
 
 
 def start_epoch(start: float, epochs: int) -> int:
-    """The 1-based epoch T that a `start` setting means: a fraction of training up to 1, an epoch beyond."""
-    return int(start * epochs + 0.5) if start <= 1 else int(start)
+    """The epoch T, counted from 1, that a `start` setting means: a fraction of training up to 1, an epoch beyond."""
+    return max(1, int(start * epochs + 0.5)) if start <= 1 else int(start)
 
 
 @attrs.frozen

@@ -26,9 +26,13 @@ from robustkit.core.recipe import Recipe
 from robustkit.core.rng import derive, whole
 from robustkit.core.strategy import Attack, Record, Scene, build
 from robustkit.core.world import World
-from robustkit.data.images import Data, Images
+from robustkit.data.images import Data, Images, InMemory
 from robustkit.data.loader import make_batch, validation_split
 from robustkit.engine import GlobalStatistics, Predictor, autocast, float_output
+
+
+RESIDENT_BYTES = 4 << 30
+"""Training images of at most so many bytes live on the accelerator."""
 
 
 class Failure(Exception):
@@ -137,7 +141,7 @@ class Parts:
         return found
 
     def tensors(self) -> dict[str, Tensor]:
-        """The whole state, flat."""
+        """The whole state of all processes, flat: every process must ask for it, one may write it."""
         state: dict[str, Tensor] = {}
         for name, module in self.modules().items():
             state |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
@@ -145,7 +149,8 @@ class Parts:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
                     state[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
-        return state | {f"totals.{name}": tensor for name, tensor in self.totals.tensors().items()}
+        totals = self.totals.summed(self.world)
+        return state | {f"totals.{name}": tensor for name, tensor in totals.tensors().items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restores what `tensors()` gave, in place."""
@@ -162,7 +167,10 @@ class Parts:
                     tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
                 self.optimizer.state[parameter][entry] = tensor
         prefix = "totals."
-        self.totals.load({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+        totals = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        if self.world.rank > 0:  # they are sums over all processes: one goes on with them, the others from zero
+            totals = {name: torch.zeros_like(total) for name, total in totals.items()}
+        self.totals.load(totals)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {f"{name}.{key}": p for name, module in self.modules().items() if name != "average"
@@ -192,7 +200,7 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
         recipe=recipe,
         world=world,
         data=data,
-        train=data.train,
+        train=_near(data.train, world.device),
         rows=train_rows,
         validation_rows=validation_rows,
         model=model,
@@ -201,6 +209,13 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
         strategies=strategies,
         totals=Totals(recipe.threat.epsilon, world.device),
     )
+
+
+def _near(images: Images, device: torch.device) -> Images:
+    """On an accelerator, images that fit in memory live there: batches are then cut out and augmented in place."""
+    if device.type == "cpu" or not isinstance(images, InMemory) or images.pixels.numel() > RESIDENT_BYTES:
+        return images
+    return images.to(device)
 
 
 class Pass(NamedTuple):
@@ -245,7 +260,7 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
     predict = Predictor(model, world.device, recipe.precision.attack)
 
     # 1. Look outward: nothing here changes a weight; statistics move only in a pass whose mode is "train".
-    _seed_torch(world, progress, "outward")
+    _seed_torch(world, progress, part, "outward")
     if hasattr(attack, "at"):
         attack = attack.at(progress)
     scene = Scene(predict, batch, progress, recipe.threat, attack, world, part)
@@ -267,10 +282,11 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
 
     # 2. One pure pass. A weight perturbation may run it once more to probe, with statistics left alone.
     def pure_pass(mode: Mode) -> Pass:
-        _seed_torch(world, progress, "pass")
+        _seed_torch(world, progress, part, "pass")
         distribution = constant
         if images is not None and distribution is None:
-            with model.using(target.mode if mode == "train" else "train-frozen"):
+            probing = mode == "train-frozen" and target.mode == "train"
+            with model.using("train-frozen" if probing else target.mode):
                 distribution = target(_forward(parts, images, None), batch, progress)
         with model.using(mode):
             outputs = _forward_views(parts, prepared, batch)
@@ -283,7 +299,9 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
     share = len(batch.y) / part.total  # means over a piece become a mean over the global batch
 
     def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-        found = list(torch.autograd.grad(pure_pass("train-frozen").objective * share, parameters))
+        with torch.enable_grad():  # whatever the caller is in
+            objective = pure_pass("train-frozen").objective * share
+            found = list(torch.autograd.grad(objective, parameters, allow_unused=True, materialize_grads=True))
         world.sum_all(found)
         return found
 
@@ -330,9 +348,9 @@ def _penalty(outputs: dict[str, Output], prepared: Prepared) -> Tensor:
     return torch.stack([shares[name] * output.penalty.mean() for name, output in outputs.items()]).sum()
 
 
-def _seed_torch(world: World, progress: Progress, purpose: str) -> None:
+def _seed_torch(world: World, progress: Progress, part: Part, purpose: str) -> None:
     """Dropout and its kin draw from torch's global generator: give it a place in the counters, too."""
-    torch.manual_seed(derive(world.seed, "torch", purpose, progress.epoch, progress.step, world.rank))
+    torch.manual_seed(derive(world.seed, "torch", purpose, progress.epoch, progress.step, part.start))
 
 
 def train(
@@ -354,7 +372,7 @@ def train(
     recipe, world = parts.recipe, parts.world
     order = torch.empty(0, dtype=torch.int64)
     loaded = -1
-    began = time.perf_counter()
+    began, first = time.perf_counter(), parts.step
     while parts.step < recipe.epochs * parts.steps_per_epoch:
         progress = parts.progress
         if progress.epoch != loaded:
@@ -364,8 +382,10 @@ def train(
         display.step(progress, parts.totals)
         stop = world.any(should_stop(parts))
         if parts.step % parts.steps_per_epoch == 0:
-            report = finish_epoch(parts, progress, seconds=time.perf_counter() - began)
-            began = time.perf_counter()
+            report = finish_epoch(parts, progress)
+            seconds = time.perf_counter() - began
+            report |= {"seconds": seconds, "images_per_second": (parts.step - first) * recipe.batch_size / seconds}
+            began, first = time.perf_counter(), parts.step
             if report.pop("is best", False):
                 save("best")
             record(report)
@@ -378,7 +398,7 @@ def train(
     return True
 
 
-def finish_epoch(parts: Parts, progress: Progress, *, seconds: float) -> dict[str, Any]:
+def finish_epoch(parts: Parts, progress: Progress) -> dict[str, Any]:
     """The epoch's report: what training saw, and accuracies on held-out and on training images."""
     recipe, world = parts.recipe, parts.world
     totals = parts.totals.summed(world)
@@ -395,8 +415,6 @@ def finish_epoch(parts: Parts, progress: Progress, *, seconds: float) -> dict[st
         "lr": parts.optimizer.param_groups[0]["lr"],
         "train": means,
         "radii": {"unit": totals.unit, "counts": [int(count) for count in totals.radii.tolist()]},
-        "seconds": seconds,
-        "images_per_second": float(totals.sums["images"]) / seconds,
     }
     final = progress.epoch + 1 == recipe.epochs
     if len(parts.validation_rows) and (final or (progress.epoch + 1) % recipe.validation.every == 0):

@@ -22,7 +22,7 @@ STATISTICS = {
     "svhn": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-"""Channel means and standard deviations (UIAT sheet 11.2; ImageNet's usual ones)."""
+"""Channel means and standard deviations (of the papers' code; ImageNet's usual ones)."""
 
 
 @spec
@@ -45,8 +45,12 @@ class Model:
         channels, height, width = image_shape
         backbone = _create(self, channels, (height, width))
         backbone.eval()
-        with torch.no_grad():
-            features = backbone(torch.zeros(1, *image_shape))
+        try:
+            with torch.no_grad():
+                features = backbone(torch.zeros(1, *image_shape))
+        except RuntimeError as error:
+            raise SpecError(f"'{self.backbone}' cannot take {channels} x {height} x {width} images: {error}",
+                            place="model", remedy="choose another backbone, or set model.patch_size") from error
         if features.ndim != 2:
             raise SpecError(f"'{self.backbone}' gives features of shape {tuple(features.shape)}, not (B, D)",
                             place="model.backbone", remedy="choose a classifier")

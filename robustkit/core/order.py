@@ -30,7 +30,11 @@ def part_of(total: int, index: int, parts: int, start: int = 0) -> tuple[int, in
 
 
 def micro_parts(total: int, rank: int, ranks: int, micro_batches: int) -> list[Part]:
-    """The pieces of a global batch that process `rank` works through, one after the other."""
+    """The pieces of a global batch that process `rank` works through, one after the other.
+
+    As many as `micro_batches`, in every process; fewer where a short last batch would leave less than two images each.
+    """
+    micro_batches = max(1, min(micro_batches, total // (2 * ranks)))
     start, stop = part_of(total, rank, ranks)
     pieces = (part_of(stop - start, index, micro_batches, start) for index in range(micro_batches))
     return [Part(a, b, total) for a, b in pieces]

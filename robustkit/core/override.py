@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 
-from robustkit.core.errors import SpecError
+from robustkit.core.errors import RegistryError, SpecError
 from robustkit.core.registry import hint, registry
 from robustkit.core.spec import conform, hints, kind_of
 
@@ -122,8 +122,8 @@ def _parse(annotation: Any, text: str, place: str) -> Any:
             return None
         try:
             return registry(kind).get(text)()
-        except SpecError as error:
-            raise SpecError(str(error), place=place) from None
+        except (SpecError, RegistryError) as error:
+            raise type(error)(str(error), place=place) from None
     if annotation is str or str in options or get_origin(annotation) is Literal:
         try:
             value = literal(text)

@@ -119,6 +119,9 @@ class Recipe:
         if self.target is None and self.loss.needs_target:
             raise RecipeError(f"the loss '{_name('loss', self.loss)}' needs a target", place="target",
                               remedy="e.g. target=natural")
+        if self.attack is None and self.loss.passes(Progress.at(0, self.epochs, 1)).forward > 1:
+            raise RecipeError(f"the loss '{_name('loss', self.loss)}' compares with adversarial images, and there is "
+                              "no attack", place="attack", remedy="e.g. attack=pgd, or loss=cross-entropy")
         if self.accumulate > 1:
             if self.batch_size // self.accumulate < 2:
                 raise RecipeError(f"cannot split batches of {self.batch_size} into {self.accumulate}",
@@ -146,8 +149,8 @@ class Recipe:
         """What each part of one step forwards and differentiates, at that point of training."""
         pure = self.loss.passes(progress)
         target = Passes() if self.target is None else self.target.passes(progress)
-        if self.target is not None and not self.loss.detach_target:
-            pure = pure + Passes(parameter_backward=1)
+        if target.forward and not self.loss.detach_target:  # then its forward is part of the pure pass
+            target, pure = target + Passes(forward=-1), pure + Passes(forward=1, parameter_backward=1)
         return {
             "epsilon": self.epsilon.passes(progress),
             "attack": Passes() if self.attack is None else self.attack.passes(progress),

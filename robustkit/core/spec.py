@@ -121,7 +121,8 @@ def hints(cls: type) -> dict[str, Any]:
 
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    resolved = typing.get_type_hints(cls)
+    return {field.name: resolved[field.name] for field in attrs.fields(cls)}  # class attributes are no settings
 
 
 def kind_of(annotation: Any) -> str | None:

@@ -9,7 +9,7 @@ from robustkit.core.spec import setting, spec
 from robustkit.core.strategy import Scene
 
 ECAS_VALUES = tuple(k / 255 for k in range(3, 13))
-"""3/255 ... 12/255, the set of ECAS-PGD-AT (ECAS sheet 2.2)."""
+"""3/255 ... 12/255, the set of ECAS-PGD-AT."""
 
 
 @registry("epsilon").register("cyclic")

@@ -19,7 +19,7 @@ from robustkit.functional import entropy
 @registry("epsilon").register("ecas")
 @spec
 class ECAS:
-    """Entropy-guided cyclic radii (ECAS, BMVC 2023, Eq. 2 and Algorithm 1; ECAS sheet 2.2).
+    """Entropy-guided cyclic radii (ECAS, BMVC 2023, Eq. 2 and Algorithm 1).
 
     All images start from `values[epoch mod L]`. An image whose prediction is less certain than `h_high` (nats) gets
     the smallest radius; one more certain than `h_low` gets a radius drawn from the `big` largest ones, one draw for the

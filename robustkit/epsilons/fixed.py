@@ -14,7 +14,7 @@ class Fixed:
     """One radius for all images: `value`, or the threat model's.
 
     `step_fraction` sets the step size as a share of the radius: 0.2 gives the rule of the other schedules (1.6/255 at
-    8/255); None leaves it to the attack (2/255 at 8/255). ECAS sheet, section 2, says which comparison wants which.
+    8/255); None leaves it to the attack (2/255 at 8/255). Arms of one ablation want one rule.
     """
 
     value: float | None = setting(default=None, above=0)

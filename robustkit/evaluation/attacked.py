@@ -61,4 +61,4 @@ PGD_50_10 = Attacked(key="pgd-50-10", steps=50, restarts=10)
 CW = Attacked(key="cw", objective=Margin())
 """PGD-20 on the margin (Carlini and Wagner 2017, in the ball of the threat model)."""
 CW_40 = Attacked(key="cw-40", objective=Margin(), steps=40, step_size=0.01)
-"""The same with the settings of HAT's evaluation (UIAT sheet 13.1)."""
+"""The same with the settings of the evaluation in HAT's code."""

@@ -19,8 +19,8 @@ class GaussianMixture:
 
     Logits are -|f - mu_k|^2 / 2. In training the true class's squared distance is multiplied by 1 + `margin` for the
     classification loss, and `likelihood` times the mean squared distance to the true centre is added to the objective,
-    growing linearly to that weight ("up": t / T), falling from it ("down": 1 - (t - 1) / T) or "constant" (ECAS and
-    LDAT sheet, 9.1 to 9.4). Distances are taken in float32 whatever the precision.
+    growing linearly to that weight ("up": t / T), falling from it ("down": 1 - (t - 1) / T) or "constant": the paper
+    argues for the first and sets the second. Distances are taken in float32 whatever the precision.
     """
 
     margin: float = setting(default=0.1, at_least=0)
@@ -52,7 +52,7 @@ class GaussianMixtureHead(nn.Module):
         super().__init__()
         self.margin = margin
         self.centres = nn.Parameter(torch.empty(classes, width))
-        nn.init.xavier_uniform_(self.centres)  # N(0, 1) would saturate the softmax at the start (sheet 9.2)
+        nn.init.xavier_uniform_(self.centres)  # N(0, 1) would saturate the softmax at the start
 
     def forward(self, features: Tensor, y: Tensor | None = None) -> Output:
         with torch.autocast(features.device.type, enabled=False):

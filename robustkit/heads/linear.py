@@ -12,7 +12,7 @@ from robustkit.core.spec import spec
 @registry("head").register("linear")
 @spec
 class Linear:
-    """An affine map. `zero_bias` starts the bias at 0, as Wide ResNets do (UIAT sheet 11.3)."""
+    """An affine map. `zero_bias` starts the bias at 0, as Wide ResNets do."""
 
     zero_bias: bool = False
 

@@ -17,9 +17,9 @@ from robustkit.functional import kl_from_probabilities
 @registry("loss").register("align")
 @spec
 class Align:
-    """CE(f(x_adv), y) + weight KL(p || f(x_adv)) for a target p (UIAT, CVPR 2023, Eq. 8; sheet 7).
+    """CE(f(x_adv), y) + weight KL(p || f(x_adv)) for a target p (UIAT, CVPR 2023, Eq. 8).
 
-    `detach` keeps gradients out of p; the paper does not say, its costs say so (sheet 7.4).
+    `detach` keeps gradients out of p; the paper does not say, its costs say so.
     """
 
     weight: float = setting(default=3.5, at_least=0)

@@ -19,7 +19,7 @@ class CrossEntropy:
     """Cross-entropy on the adversarial images: PGD-AT (Madry et al. 2018); natural training without an attack.
 
     `label_smoothing` s is torch's: 1/3 equals the 0.7-and-rest targets of the ECAS recipe at 10 classes, 0.30303 at
-    100 (ECAS sheet 1.2).
+    100.
     """
 
     label_smoothing: float = setting(default=0.0, at_least=0, below=1)

@@ -16,7 +16,7 @@ from robustkit.core.strategy import Scene
 @registry("loss").register("mixed")
 @spec
 class Mixed:
-    """(1 - beta) CE(f(x), y) + beta CE(f(x_adv), y), the head's penalty shared likewise (LDAT, CMC 2024; sheet 9.6).
+    """(1 - beta) CE(f(x), y) + beta CE(f(x_adv), y), the head's penalty shared likewise (LDAT, CMC 2024).
 
     `joint` forwards both halves in one batch, so that they share batch statistics (Kurakin et al. 2017).
     """

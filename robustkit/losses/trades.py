@@ -17,7 +17,7 @@ from robustkit.functional import kl_from_logits
 @registry("loss").register("trades")
 @spec
 class Trades:
-    """CE(f(x), y) + weight KL(f(x) || f(x_adv)), gradient through both (Zhang et al., ICML 2019; UIAT sheet 3).
+    """CE(f(x), y) + weight KL(f(x) || f(x_adv)), gradient through both (Zhang et al., ICML 2019).
 
     Its attack is `PGD(objective=KL(), start="gaussian")`. Natural and adversarial images are forwarded one after the
     other, each with its own batch statistics.

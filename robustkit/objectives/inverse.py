@@ -16,9 +16,9 @@ from robustkit.core.strategy import Reference
 @registry("objective").register("inverse")
 @spec
 class InverseObjective:
-    """-[CE(f(x'), y) + beta (L1(F(x'), F(x)) - L1(F(x'), F(x_adv)))] (UIAT, CVPR 2023, section 3.1; sheet 6, 7.7).
+    """-[CE(f(x'), y) + beta (L1(F(x'), F(x)) - L1(F(x'), F(x_adv)))] (UIAT, CVPR 2023, section 3.1).
 
-    F is the input of the head. `reduction` of the L1 terms over features is not in the paper: "mean" is the sheet's
+    F is the input of the head. `reduction` of the L1 terms over features is not in the paper: "mean" is our
     choice; "sum" makes the features dominate.
     """
 
@@ -27,6 +27,11 @@ class InverseObjective:
 
     @property
     def needs_reference(self) -> bool:
+        return self.beta > 0
+
+    @property
+    def needs_adversarial(self) -> bool:
+        """Whether it compares with adversarial images too: then no attack can climb it (`PGD.check`)."""
         return self.beta > 0
 
     def __call__(self, output: Output, y: Tensor, reference: Reference) -> Tensor:

@@ -14,7 +14,7 @@ from robustkit.functional import margin
 @registry("objective").register("margin")
 @spec
 class Margin:
-    """Largest wrong logit minus the true one (Carlini and Wagner 2017, as an L-inf objective; UIAT sheet 13.1).
+    """Largest wrong logit minus the true one (Carlini and Wagner 2017, as an L-inf objective).
 
     With `clamp` the value stops growing at 0, so an image that is misclassified already stays where it is.
     """

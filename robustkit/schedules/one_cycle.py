@@ -13,7 +13,7 @@ from robustkit.core.strategy import Rates
 @registry("schedule").register("one-cycle")
 @spec
 class OneCycle:
-    """From lr / 25 up to lr and down to almost nothing, by cosine, step by step (Smith 2018; UIAT sheet 12.1).
+    """From lr / 25 up to lr and down to almost nothing, by cosine, step by step (Smith 2018).
 
     `cycle_momentum` moves the momentum 0.95 -> 0.85 -> 0.95 against it, as torch's OneCycleLR does by default and HAT's
     code inherits; false keeps the optimiser's.

@@ -11,7 +11,7 @@ from robustkit.core.strategy import Rates
 @registry("schedule").register("triangular")
 @spec
 class Triangular:
-    """From 0 straight up to lr at `peak` of training and down to 0, step by step (Wong et al. 2020; UIAT sheet 9.1).
+    """From 0 straight up to lr at `peak` of training and down to 0, step by step (Wong et al. 2020).
 
     `cycle_momentum` moves the momentum 0.9 -> 0.8 -> 0.9 against it, as torch's CyclicLR does by default; false keeps
     the optimiser's.

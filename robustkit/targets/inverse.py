@@ -16,7 +16,7 @@ from robustkit.objectives.inverse import InverseObjective
 @registry("target").register("inverse")
 @spec
 class Inverse:
-    """The prediction on x descended to be easy, image by image (IAT; UIAT, CVPR 2023, section 3.1; sheet 6).
+    """The prediction on x descended to be easy, image by image (IAT; UIAT, CVPR 2023, section 3.1).
 
     `radius` and `step_size` in pixels of [0, 1]. The descent runs in eval mode from x + `noise` N(0, 1); `mode` is the
     mode of the pass that reads the target.

@@ -20,7 +20,7 @@ from robustkit.targets.universal import Universal
 @registry("target").register("momentum")
 @spec
 class Momentum:
-    """From epoch T on, p = gamma p_before + (1 - gamma) q, image by image (UIAT, CVPR 2023, Eq. 8; sheet 7.8).
+    """From epoch T on, p = gamma p_before + (1 - gamma) q, image by image (UIAT, CVPR 2023, Eq. 8).
 
     `start` is T as a fraction of training (0.75: epoch 75 of 100), or an epoch counted from 1. Targets are remembered
     from epoch T - 1 on; an image not seen since then keeps q.

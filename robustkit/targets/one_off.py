@@ -22,7 +22,7 @@ from robustkit.targets.universal import Universal
 class OneOff:
     """Before epoch T' the prediction on x; in it the inner target; after it what was found then.
 
-    UIAT one-off (UIAT, CVPR 2023, section 3.3; supplement Eq. 2; sheet 8). `start` is T' as a fraction of training
+    UIAT one-off (UIAT, CVPR 2023, section 3.3; supplement Eq. 2). `start` is T' as a fraction of training
     (0.8: epoch 80 of 100), or an epoch counted from 1. `freeze`: "probabilities" keeps each image's row (no forward
     after T'), "perturbation" keeps the inner target's state and forwards again. An image not seen in epoch T' falls
     back to the latter.

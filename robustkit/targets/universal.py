@@ -17,7 +17,7 @@ from robustkit.objectives.inverse import InverseObjective
 @registry("target").register("universal")
 @spec
 class Universal:
-    """The prediction on x + z_y, z_k learned for class k (UIAT, CVPR 2023, Eq. 6 to 8; sheet 7).
+    """The prediction on x + z_y, z_k learned for class k (UIAT, CVPR 2023, Eq. 6 to 8).
 
     Each step moves z by one sign step of `step_size` (None: the radius, as published) down the inverse objective,
     summed over the images of the class, within `radius` (pixels of [0, 1]); a class absent from the batch stays. The

@@ -24,7 +24,7 @@ class L2:
     norm: ClassVar[Literal["L2"]] = "L2"
 
     def random(self, x: Tensor, epsilon: Tensor, generator: Generator) -> Tensor:
-        """A Gaussian direction, scaled by U(0, 1) epsilon (Rice et al. 2020; ECAS sheet 1.1)."""
+        """A Gaussian direction, scaled by U(0, 1) epsilon (Rice et al. 2020)."""
         direction = self.ascend(generator.normal(x))
         length = generator.uniform(x[:, :1, :1, :1]) * per_image(epsilon, x)
         return (x + direction * length).clamp_(0, 1)

@@ -21,7 +21,7 @@ _TINY = 1e-20
 @registry("weights").register("awp")
 @spec
 class AWP:
-    """Step from the weights that make this batch hardest (Wu et al., NeurIPS 2020; ECAS sheet 5).
+    """Step from the weights that make this batch hardest (Wu et al., NeurIPS 2020).
 
     Each weight tensor w of more than one dimension moves by `gamma` |w| along its normalised gradient; biases and
     normalisation stay. The proxy network of the reference code is one more gradient here: its learning rate cancels in

@@ -9,7 +9,7 @@ from robustkit.core.spec import setting, spec
 @registry("average").register("exponential")
 @spec
 class Exponential:
-    """Exponential moving average of the weights (Rebuffi et al. 2021; UIAT sheet 10.3).
+    """Exponential moving average of the weights (Rebuffi et al. 2021).
 
     After step s the old average keeps the share min(`rate`, (1 + s - w) / (10 + s - w)), and nothing while s < w; w is
     `warm_up` as a fraction of all steps. BatchNorm statistics are copied from the trained weights.

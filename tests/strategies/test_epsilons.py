@@ -1,15 +1,18 @@
 """Epsilon schedules (ECAS sheet, section 2 and tests 1 to 6)."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import Any
 
+import attrs
 import pytest
 import torch
 from tiny import CLASSES, assert_same, batch, scene, snapshot, statistics, tiny_model, tracked, world
 from torch import Tensor
 from torch.distributions import Categorical
 
-from robustkit.core.batch import Output, Passes
+from robustkit.core.batch import Output, Passes, Progress
 from robustkit.core.errors import SpecError
 from robustkit.epsilons import ECAS, Cyclic, CyclicBatch, Fixed, Linear
 from robustkit.functional import entropy
@@ -22,7 +25,9 @@ def pixels(first: int, last: int) -> tuple[float, ...]:
     return tuple(k / 255 for k in range(first, last + 1))
 
 
-def budget_at(schedule: object, *, epoch: int = 0, position: int = 0, epochs: int = 20, per_epoch: int = 3):
+def budget_at(
+    schedule: Any, *, epoch: int = 0, position: int = 0, epochs: int = 20, per_epoch: int = 3
+) -> tuple[Tensor, Any]:
     """The budget of one step: (radii, step sizes or None)."""
     given = scene(tiny_model(), step=epoch * per_epoch + position, epochs=epochs, steps_per_epoch=per_epoch)
     budget = schedule(given)
@@ -40,9 +45,7 @@ class Says:
     def __call__(self, images: Tensor) -> Output:
         return Output(self.logits, self.logits, self.logits, self.logits.new_zeros(len(self.logits)))
 
-    def using(self, mode: str):
-        from contextlib import nullcontext
-
+    def using(self, mode: str) -> AbstractContextManager["Says"]:
         return nullcontext(self)
 
 
@@ -136,8 +139,7 @@ def test_ecas_from_the_definition() -> None:
     logits = torch.randn(40, 10, generator=torch.Generator().manual_seed(0)) * torch.linspace(0, 9, 40)[:, None]
     schedule = ECAS(step_follows="sample")
     given = scene(tiny_model(), batch(40), step=17, steps_per_epoch=3, where=world(40))  # epoch 5: 8/255
-    budget = schedule(type(given)(Says(logits), *[getattr(given, name) for name in
-                      ("batch", "progress", "threat", "attack", "world", "part")]))
+    budget = schedule(attrs.evolve(given, predict=Says(logits)))
     plain = Categorical(logits=logits).entropy().tolist()
     bumped = {round(255 * e) for e, h in zip(budget.epsilon.tolist(), plain, strict=True) if h < 1.3}
     assert len(bumped) == 1 and bumped <= {10, 11, 12}
@@ -164,28 +166,16 @@ def test_ecas_thresholds_are_strict() -> None:
 )
 def test_ecas_draws_from_the_big_ones_evenly(values: tuple[float, ...], big: int, members: set[int]) -> None:
     schedule = ECAS(values=values, big=big, h_low=INF)
-    given = batch(2)
-    says = Says(torch.zeros(2, CLASSES))
+    given = attrs.evolve(scene(tiny_model(), batch(2)), predict=Says(torch.zeros(2, CLASSES)))
     draws = 3000
     counts = dict.fromkeys(members, 0)
     for step in range(draws):
-        at = scene(tiny_model_once(), given, step=step, epochs=100, steps_per_epoch=30)
-        at = type(at)(says, at.batch, at.progress, at.threat, at.attack, at.world, at.part)
-        epsilon = schedule(at).epsilon
+        epsilon = schedule(attrs.evolve(given, progress=Progress.at(step, 100, 30))).epsilon
         assert float(epsilon[0]) == float(epsilon[1])
         counts[round(255 * float(epsilon[0]))] += 1
     share = 1 / len(members)
     for count in counts.values():
         assert abs(count - draws * share) < 3 * math.sqrt(draws * share * (1 - share)), counts
-
-
-_MODELS: list = []
-
-
-def tiny_model_once():
-    if not _MODELS:
-        _MODELS.append(tiny_model())
-    return _MODELS[0]
 
 
 def test_ecas_draw_is_a_function_of_the_step() -> None:
@@ -232,10 +222,9 @@ def test_ecas_leaves_the_model_as_it_was_after_an_exception() -> None:
     model = tiny_model()
     before = snapshot(model)
     given = scene(model)
-    broken = given.batch._replace(x=torch.rand(6, 7, 6, 6))
+    broken = attrs.evolve(given, batch=given.batch._replace(x=torch.rand(6, 7, 6, 6)))
     with pytest.raises(RuntimeError):
-        ECAS(mode="eval")(type(given)(given.predict, broken, given.progress, given.threat, None, given.world,
-                                      given.part))
+        ECAS(mode="eval")(broken)
     assert_same(before, snapshot(model))
 
 

@@ -1,0 +1,95 @@
+"""`robustkit COMMAND ...`: finds the command, runs it, and turns its failures into one line and an exit code.
+
+0: done. 1: training or the machine failed. 2: the user's mistake. 75: out of the given time. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import robustkit
+from robustkit.cli import compare, evaluate, listing, resume, run, show
+from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_MISTAKE, Parser
+from robustkit.core.errors import UserError
+from robustkit.core.registry import hint
+
+COMMANDS = {"run": run, "resume": resume, "eval": evaluate, "list": listing, "show": show, "compare": compare}
+
+EXAMPLES = """\
+  robustkit run recipes/quickstart.py
+  robustkit show recipes/ecas_uiat_wrn34.py threat.epsilon=4/255
+  robustkit list attack"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in words
+    try:
+        return _dispatch(words)
+    except SystemExit as done:  # argparse: help, version, a wrong argument
+        return done.code if isinstance(done.code, int) else EXIT_MISTAKE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPT
+    except UserError as error:
+        return _complain(error, EXIT_MISTAKE, debug)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  flushed at exit
+        return EXIT_FAILURE
+    except Exception as error:
+        if not _is_the_machine(error):
+            raise  # our bug: the interpreter shows the traceback, and exits with 1
+        return _complain(error, EXIT_FAILURE, debug)
+
+
+def _dispatch(words: list[str]) -> int:
+    if words and words[0] in COMMANDS:
+        command = COMMANDS[words[0]]
+        parser = Parser(prog=f"robustkit {words[0]}", description=command.__doc__ or "", examples=command.EXAMPLES)
+        command.add_arguments(parser)
+        parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+        code: int = command.execute(parser.parse_intermixed_args(words[1:]))
+        return code
+    overview = _overview()
+    if not words:
+        overview.print_help(sys.stderr)
+        return EXIT_MISTAKE
+    if words[0].startswith("-"):
+        overview.parse_args(words[:1])
+    overview.error(f"unknown command '{words[0]}', {hint(words[0], COMMANDS)}")
+
+
+def _overview() -> Parser:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {(module.__doc__ or '').partition(chr(10))[0]}" for name, module in COMMANDS.items()]
+    description = "Train and judge adversarially robust image classifiers.\n\ncommands:\n" + "\n".join(lines)
+    parser = Parser(prog="robustkit", description=description, examples=EXAMPLES)
+    parser.usage = "robustkit COMMAND ..., or robustkit COMMAND --help"
+    parser.add_argument("--version", action="version", version=f"robustkit {robustkit.__version__}")
+    return parser
+
+
+def _is_the_machine(error: Exception) -> bool:
+    """Failures that a traceback does not explain better: of training, of the disk, for want of memory."""
+    if isinstance(error, OSError):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    from robustkit.core.loop import Failure
+
+    return isinstance(error, (Failure, torch.OutOfMemoryError))
+
+
+def _complain(error: Exception, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif type(error).__name__ == "OutOfMemoryError":
+        text = f"out of memory; lower batch_size, or set accumulate=2 ({text})"
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,66 @@
+"""Arguments that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import NoReturn
+
+EXIT_FAILURE, EXIT_MISTAKE, EXIT_TIME, EXIT_INTERRUPT = 1, 2, 75, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like every other error."""
+
+    def __init__(self, *, prog: str, description: str, examples: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_MISTAKE, f"error: {message}; see `{self.prog} --help`\n")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """RECIPE [path=value ...]"""
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, a recipe.json, or a run folder")
+    parser.add_argument("overrides", metavar="path=value", nargs="*", default=[], help="changes to its settings, left to right")
+
+
+def add_run_control(parser: argparse.ArgumentParser) -> None:
+    """What `run` and `resume` share."""
+    parser.add_argument("--max-steps", type=count, metavar="N", help="stop cleanly when N steps are done in all")
+    parser.add_argument("--max-time", type=seconds, metavar="TIME",
+                        help="stop cleanly after 90, 90s, 9m, 2h or 1h30m, with exit code 75")
+    add_device(parser)
+    parser.add_argument("--quiet", action="store_true", help="show results and errors only")
+    add_json(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best there is)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """'90', '90s', '9m', '2h', '1h30m' in seconds."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip().lower())
+    hours, minutes, rest = (0, 0, 0) if found is None else (int(part or 0) for part in found.groups())
+    total = 3600 * hours + 60 * minutes + rest
+    if total < 1:
+        raise argparse.ArgumentTypeError(f"must be a duration such as 90s, 9m or 1h30m, got '{text}'")
+    return float(total)

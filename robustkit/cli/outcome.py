@@ -1,0 +1,90 @@
+"""What `run`, `resume` and `eval` say at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robustkit.cli.options import EXIT_INTERRUPT, EXIT_TIME
+
+if TYPE_CHECKING:
+    from robustkit.runs import Outcome, RunDisplay
+
+_STOPS = {
+    "": ("", 0),
+    "steps": ("Stopped after the steps that were asked for", 0),
+    "time": ("Stopped: the time is over", EXIT_TIME),
+    "interrupt": ("Interrupted", EXIT_INTERRUPT),
+}
+
+
+def watched(arguments: argparse.Namespace, action: Callable[[RunDisplay], Outcome]) -> Outcome:
+    """Does it under the eyes of a display; an interrupt on the spot says how to go on, too."""
+    from robustkit.reporting.terminal import TerminalDisplay, run_display
+
+    display = run_display(quiet=getattr(arguments, "quiet", False))
+    try:
+        return action(display)
+    except KeyboardInterrupt:
+        folder = display.folder if isinstance(display, TerminalDisplay) else None
+        say(f"Interrupted{'' if folder is None else _go_on(folder)}")
+        raise
+
+
+def report(outcome: Outcome, arguments: argparse.Namespace) -> int:
+    """Results to standard output; to standard error where everything lies and how to go on. Returns the exit code."""
+    words, code = _STOPS[outcome.stopped]
+    if not _speaks():
+        return code
+    show_results(outcome, arguments)
+    if getattr(arguments, "quiet", False) and not words:
+        return code
+    if words:
+        say(f"{words}{_go_on(outcome.folder)}")
+        return code
+    figures = sorted(path.name for path in (outcome.folder / "figures").glob("*.png"))
+    say(f"Everything is in  {outcome.folder}")
+    say(f"Results           {outcome.folder / 'results.json'}")
+    if figures:
+        say(f"Figures           {outcome.folder / 'figures'} ({', '.join(figures)})")
+    folder = shlex.quote(str(outcome.folder))
+    say(f"Go on with        robustkit eval {folder} --again, robustkit compare {folder} OTHER")
+    return code
+
+
+def show_results(outcome: Outcome, arguments: argparse.Namespace) -> None:
+    """The table, or the JSON, on standard output."""
+    if not _speaks():
+        return
+    if arguments.json:
+        data = {"folder": str(outcome.folder), "stopped": outcome.stopped, "results": outcome.results}
+        print(json.dumps(data | {"control": outcome.control}, indent=2))
+        return
+    from robustkit.reporting import consoles
+    from robustkit.reporting.tables import columns, print_results
+
+    shown = columns("model" if outcome.control is None else "robust", outcome.results)
+    shown += columns("control", outcome.control or {})
+    if shown:
+        print_results(consoles.results(), shown)
+
+
+def say(text: str) -> None:
+    """A line on standard error."""
+    if _speaks():
+        print(text, file=sys.stderr)
+
+
+def _speaks() -> bool:
+    """Of several processes the first one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _go_on(folder: Path) -> str:
+    return f"; go on with: robustkit resume {shlex.quote(str(folder))}"

@@ -1,0 +1,1 @@
+"""What people see: progress, tables, figures. Nothing here decides anything; importing this package costs nothing."""

@@ -1,0 +1,114 @@
+"""Tables of results: models side by side, measures one below the other, never an accuracy without its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from robustkit.reporting import formats
+
+ORDER = ("clean", "pgd-20", "cw", "autoattack")
+"""Measures in the order in which they are shown; others follow by name."""
+
+
+class Column(NamedTuple):
+    """One checkpoint of one model: `results` is {key: {"accuracy", "n", "ci95", "seconds", ...}}."""
+
+    model: str
+    checkpoint: str
+    results: dict[str, Any]
+
+
+def columns(model: str, results: dict[str, Any]) -> list[Column]:
+    """The checkpoints in results.json's data; one column where best and last are the same weights."""
+    last, best = results.get("last"), results.get("best")
+    if last and last == best:
+        return [Column(model, "last = best", last)]
+    return [Column(model, name, results[name]) for name in ("last", "best") if results.get(name)]
+
+
+def print_results(console: Console, shown: Sequence[Column], *, title: str = "") -> None:
+    """Prints all columns side by side; where the console is too narrow, model by model, then column by column."""
+    if not shown:
+        console.print("No results yet.")
+        return
+    by_model = [list(group) for _, group in groupby(shown, key=lambda column: column.model)]
+    for groups in ([list(shown)], by_model):
+        made = [results_table(group, title=title) for group in groups]
+        if all(_width(console, table) <= console.width for table in made):
+            break
+    else:
+        made = [results_table([column], title=title) for column in shown]
+    for table in made:
+        console.print(table)
+    for note in notes(shown):
+        console.print(note, style="dim")
+
+
+def results_table(shown: Sequence[Column], *, title: str = "") -> Table:
+    """A row for each measure; for each column its accuracy with the 95 % interval, and the seconds it took."""
+    table = plain_table(title=title)
+    table.add_column("Measure")
+    table.add_column("Test images", justify="right")
+    for column in shown:
+        table.add_column(f"{column.model}, {column.checkpoint}\nAccuracy %  (95 %)", justify="right")
+        table.add_column("\ns", justify="right", style="dim")
+    entries = [entry for column in shown for entry in column.results.values()]
+    most = max((entry["n"] for entry in entries), default=0)
+    for key in sorted({key for column in shown for key in column.results}, key=_position):
+        found = [column.results.get(key) for column in shown]
+        cells = [cell for entry in found for cell in _cells(entry)]
+        table.add_row(key, _images([entry["n"] for entry in found if entry], most), *cells)
+    return table
+
+
+def notes(shown: Sequence[Column]) -> Iterator[str]:
+    """What the numbers alone do not say."""
+    for column in shown:
+        where = f"{column.model}, {column.checkpoint}"
+        if column.checkpoint == "last = best":
+            yield f"{column.model}: the best checkpoint is the last one, evaluated once."
+        for key in sorted(column.results, key=_position):
+            entry = column.results[key]
+            if entry.get("breakdown"):
+                parts = ", ".join(f"{name} {formats.percent(share)}" for name, share in entry["breakdown"].items())
+                yield f"{where}: {key}, accuracy after {parts}."
+            for note in entry.get("notes", ()):
+                yield f"{where}: {note}."
+
+
+def plain_table(*headings: str, title: str = "") -> Table:
+    """The one look of all tables."""
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def _width(console: Console, table: Table) -> int:
+    """Columns that the table would like to have."""
+    return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+
+
+def _cells(entry: dict[str, Any] | None) -> tuple[str, str]:
+    if entry is None:
+        return "", ""
+    low, high = (formats.percent(share) for share in entry["ci95"])
+    interval = f"({low}-{high})"
+    return f"{formats.percent(entry['accuracy'])}  {interval:>12}", f"{entry['seconds']:.1f}"
+
+
+def _images(counts: Sequence[int], most: int) -> str:
+    """'360', or '128 of 360' for a fixed part of the test images."""
+    return " / ".join(f"{count}" if count == most else f"{count} of {most}" for count in sorted(set(counts)))
+
+
+def _position(key: str) -> tuple[str, int, str]:
+    suite, _, name = key.rpartition("/")
+    return suite, ORDER.index(name) if name in ORDER else len(ORDER), name
