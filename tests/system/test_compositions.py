@@ -1,0 +1,195 @@
+"""Any two strategies of different kinds compose and train at the declared price, or are refused with a reason."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from functools import cache
+from itertools import combinations, product
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from robustkit import UserError, evolve
+from robustkit.attacks import PGD
+from robustkit.core.batch import Passes
+from robustkit.core.loop import Parts, assemble, step_passes, train_step
+from robustkit.core.order import epoch_order
+from robustkit.core.recipe import Recipe
+from robustkit.core.registry import registry
+from robustkit.core.world import World
+from robustkit.data import Synthetic
+from robustkit.data.images import Data
+from robustkit.engine import count_passes
+from robustkit.losses import Align
+from robustkit.targets import Momentum, Natural, OneOff
+from robustkit.testing import tiny_recipe
+from robustkit.weights import AWP
+
+KINDS = ("threat", "epsilon", "attack", "objective", "target", "head", "loss", "weights", "average", "schedule",
+         "optimizer")
+DATA = Synthetic(train=36, test=4, classes=4, size=8, channels=1)
+BATCH = 8
+
+
+def choices(kind: str) -> list[Any]:
+    """Every strategy of a kind, and none where a recipe may do without."""
+    made = [small(registry(kind).get(name)()) for name in registry(kind).names()]
+    return [*made, None] if kind in ("attack", "target", "average") else made
+
+
+def small(strategy: Any) -> Any:
+    """The strategy with at most two steps wherever it has a number of them."""
+    changes: dict[str, Any] = {}
+    for field in attrs.fields(type(strategy)):
+        value = getattr(strategy, field.name)
+        if field.name == "steps" and isinstance(value, int):
+            changes["steps"] = min(2, value)
+        elif attrs.has(type(value)):
+            changes[field.name] = small(value)
+    return evolve(strategy, **changes)
+
+
+def compose(**parts: Any) -> Recipe:
+    """A tiny recipe with these parts; the others are what goes with them."""
+    objective = parts.pop("objective", None)
+    if objective is not None:
+        attack = parts.get("attack", PGD(steps=2))
+        if not hasattr(attack, "objective"):
+            raise UserError("that attack has an objective of its own")
+        parts["attack"] = evolve(attack, objective=objective)
+    given = {"data": DATA, "batch_size": BATCH, "evaluation": (), "epochs": 2, **parts}
+    return tiny_recipe(**given)
+
+
+@cache
+def data() -> Data:
+    return DATA.load()
+
+
+def assembled(recipe: Recipe) -> Parts:
+    loaded = data()
+    world = World(
+        samples=len(loaded.train), training=0, classes=4, image_shape=loaded.train.shape, seed=recipe.seed
+    )
+    return assemble(recipe, loaded, world)
+
+
+def train_steps(recipe: Recipe, steps: int) -> None:
+    """Trains so many steps from somewhere before the middle; what is counted is what is declared."""
+    parts = assembled(recipe)
+    parts.step = max(0, parts.steps_per_epoch - steps // 2)
+    for _ in range(steps):
+        progress = parts.progress
+        before = [p.detach().clone() for p in parts.model.parameters()]
+        position = progress.step % parts.steps_per_epoch
+        rows = epoch_order(parts.rows, recipe.seed, progress.epoch)[position * BATCH : (position + 1) * BATCH]
+        with count_passes(parts.model) as count:
+            train_step(parts, rows)
+        assert count.per_batch(BATCH) == step_passes(recipe, progress), recipe
+        after = list(parts.model.parameters())
+        assert all(bool(p.isfinite().all()) for p in after)
+        moved = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert moved or recipe.schedule(progress).lr_scale == 0
+        assert all(bool(t.isfinite().all()) for t in parts.totals.tensors().values())
+        assert parts.model.training
+
+
+PAIRS = list(combinations(KINDS, 2))
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda kind: kind)
+def test_pairs(first: str, second: str) -> None:
+    counts: Counter[str] = Counter()
+    for one, other in product(choices(first), choices(second)):
+        try:
+            recipe = compose(**{first: one, second: other})
+        except UserError as error:
+            assert str(error).strip()
+            counts["refused"] += 1
+            continue
+        train_steps(recipe, 1)
+        counts["trained"] += 1
+    print(f"{first} x {second}: {counts['trained']} pairs trained, {counts['refused']} refused")
+    assert counts["trained"]
+    assert counts["refused"] <= counts.total() / 2 or {first, second} <= {"loss", "target", "objective", "attack"}
+
+
+REFUSED = [
+    ({"target": Natural(), "loss": registry("loss").get("trades")()}, "uses no target"),
+    ({"target": None, "loss": Align()}, "needs a target"),
+    ({"attack": PGD(step_size=0.01), "epsilon": registry("epsilon").get("ecas")()}, "both .* step size"),
+    ({"attack": PGD(objective=registry("objective").get("inverse")())}, "compares with adversarial images"),
+    ({"target": Momentum(start=5.0)}, "starts at epoch 5"),
+    ({"target": OneOff(start=5.0)}, "starts at epoch 5"),
+    ({"weights": AWP(start=5.0)}, "starts at epoch 5"),
+    ({"target": registry("target").get("universal")(), "accumulate": 2}, "one step per batch"),
+    ({"target": Momentum(), "accumulate": 2}, "one step per batch"),
+    ({"weights": AWP(), "accumulate": 2}, "one step per batch"),
+    ({"accumulate": 8}, "cannot split"),
+]
+
+
+@pytest.mark.parametrize(("parts", "words"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
+def test_refused_with_a_reason(parts: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        compose(**parts)
+
+
+TARGETS = [registry("target").get(name) for name in registry("target").names()]
+
+
+@pytest.mark.parametrize("outer", [target for target in TARGETS if "inner" in {f.name for f in attrs.fields(target)}])
+@pytest.mark.parametrize("inner", TARGETS)
+def test_targets_in_targets(outer: Any, inner: Any) -> None:
+    for start in (0.4, 0.5, 1.0):
+        target = evolve(small(outer(inner=small(inner()))), start=start)
+        train_steps(compose(target=target), 4)
+        train_steps(compose(target=target, loss=Align(detach=False), weights=AWP()), 4)
+
+
+def draw(random_: random.Random) -> dict[str, Any]:
+    return {kind: random_.choice(choices(kind)) for kind in KINDS}
+
+
+def trained(parts: dict[str, Any], steps: int) -> bool:
+    """Whether such a recipe is accepted; if so, it trains."""
+    if parts["loss"].needs_target != (parts["target"] is not None):
+        parts["loss"] = Align(detach=bool(hash(parts["target"]) % 2)) if parts["target"] else parts["loss"]
+        if parts["loss"].needs_target and parts["target"] is None:
+            parts["target"] = Natural()
+    try:
+        recipe = compose(**parts)
+    except UserError:
+        return False
+    train_steps(recipe, steps)
+    return True
+
+
+def test_whole_recipes_quickly() -> None:
+    random_ = random.Random(0)
+    accepted = sum(trained(draw(random_), 2) for _ in range(40))
+    print(f"{accepted} of 40 recipes drawn at random trained, the others were refused")
+    assert accepted >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_whole_recipes(seed: int) -> None:
+    random_ = random.Random(seed)
+    accepted = sum(trained(draw(random_), 4) for _ in range(100))
+    print(f"{accepted} of 100 recipes drawn at random trained, the others were refused")
+    assert accepted >= 25
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("name", registry("loss").names())
+def test_in_pieces(name: str, accumulate: int) -> None:
+    recipe = compose(loss=registry("loss").get(name)(), accumulate=accumulate)
+    train_steps(recipe, 4)
+
+
+def test_passes_count_from_nothing() -> None:
+    assert step_passes(compose(attack=None), assembled(compose(attack=None)).progress) == Passes(1, 0, 1)

@@ -1,0 +1,304 @@
+"""What people see: numbers, tables, progress, figures."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from robustkit import Model, Recipe, Suite, Validation, override
+from robustkit.attacks import PGD
+from robustkit.core.batch import Progress
+from robustkit.core.loop import Parts, Totals
+from robustkit.data import Synthetic
+from robustkit.epsilons import ECAS
+from robustkit.evaluation import Attacked, Clean
+from robustkit.losses import Align, CrossEntropy
+from robustkit.reporting import formats
+from robustkit.reporting.composition import phases, rows
+from robustkit.reporting.figures import draw, radii
+from robustkit.reporting.tables import columns, print_results
+from robustkit.reporting.terminal import Bar, TerminalDisplay, run_display
+from robustkit.runs import Silent, load_parts, make_world, run
+from robustkit.schedules import Constant
+from robustkit.targets import Momentum, Universal
+from robustkit.threats import L2, Linf
+
+
+def recipe(*, channels: int = 1, **changes: Any) -> Recipe:
+    settings: dict[str, Any] = {
+        "data": Synthetic(train=40, test=12, classes=4, size=8, channels=channels),
+        "model": Model(backbone="convnet_small"),
+        "threat": Linf(epsilon=8 / 255),
+        "attack": PGD(steps=1),
+        "loss": CrossEntropy(),
+        "schedule": Constant(),
+        "epochs": 1,
+        "batch_size": 16,
+        "validation": Validation(images=8, train_images=8, attack=PGD(steps=1)),
+        "evaluation": (Suite(measures=(Clean(), Attacked(steps=1))),),
+    }
+    return Recipe(**settings | changes)
+
+
+def text_of(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def console(width: int = 100, **options: Any) -> Console:
+    return Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False, **options)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("epsilon", 8 / 255, "0.03137 = 8/255"),
+        ("epsilon", 0.031, "0.031 ~ 7.905/255"),
+        ("epsilon", 0.5, "0.5"),
+        ("radius", 4 / 255, "0.01569 = 4/255"),
+        ("lr", 0.2, "0.2"),  # 51/255, but no radius
+        ("values", [3 / 255, 4 / 255], "3/255, 4/255"),
+        ("at", [99.0, 104.0], "99, 104"),
+        ("root", None, "none"),
+        ("nesterov", True, "true"),
+        ("name", "", '""'),
+        ("epochs", 110, "110"),
+    ],
+)
+def test_settings_as_people_read_them(name: str, value: Any, expected: str) -> None:
+    assert formats.setting(name, value) == expected
+
+
+def test_durations_and_shares() -> None:
+    assert [formats.duration(s) for s in (0.42, 42, 545, 11230)] == ["0.4 s", "42 s", "9:05 min", "3:07 h"]
+    assert formats.percent(0.8312) == "83.1" and formats.in_255ths(0.0282) == "7.19/255"
+
+
+def test_sparkline() -> None:
+    assert formats.sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert len(formats.sparkline(range(1000), width=30)) == 30
+    assert formats.sparkline([1, 1]) == "▅▅"
+    assert formats.sparkline([0, 1], ascii_only=True).isascii()
+
+
+# Tables
+
+
+def entry(accuracy: float, n: int = 360, **more: Any) -> dict[str, Any]:
+    return {"accuracy": accuracy, "n": n, "ci95": [accuracy - 0.05, accuracy + 0.05], "seconds": 1.25, **more}
+
+
+RESULTS = {"zz": entry(0.5), "autoattack": entry(0.6, 64, breakdown={"apgd-ce": 0.7, "square": 0.6}, notes=["Mind"]),
+           "clean": entry(0.9), "l2/pgd-20": entry(0.4), "pgd-20": entry(0.7)}
+
+
+def test_measures_are_in_order_and_say_how_many_images() -> None:
+    out = console()
+    print_results(out, columns("robust", {"last": RESULTS}))
+    lines = text_of(out).splitlines()
+    names = [line.split()[0] for line in lines if "(" in line and "%" not in line]
+    assert names == ["clean", "pgd-20", "autoattack", "zz", "l2/pgd-20"]
+    assert any("64 of 360" in line and "60.0  (55.0-65.0)" in line and "1.2" in line for line in lines)
+    assert "accuracy after apgd-ce 70.0, square 60.0" in text_of(out) and "Mind" in text_of(out)
+
+
+def test_best_is_not_repeated_where_it_is_the_last() -> None:
+    shown = columns("robust", {"last": RESULTS, "best": dict(RESULTS)})
+    assert [column.checkpoint for column in shown] == ["last = best"]
+    out = console()
+    print_results(out, shown)
+    assert "the best checkpoint is the last one" in text_of(out)
+    other = columns("robust", {"last": RESULTS, "best": RESULTS | {"clean": entry(0.91)}})
+    assert [column.checkpoint for column in other] == ["last", "best"]
+
+
+@pytest.mark.parametrize(("width", "tables"), [(150, 1), (100, 2), (60, 4)])
+def test_tables_part_where_the_terminal_is_narrow(width: int, tables: int) -> None:
+    out = console(width)
+    two = {"last": RESULTS, "best": RESULTS | {"clean": entry(0.91)}}
+    print_results(out, [*columns("robust", two), *columns("control", two)])
+    text = text_of(out)
+    assert text.count("Measure ") == tables and max(map(len, text.splitlines())) <= width
+    assert text.count("(85.0-95.0)") == 2  # no interval is broken in two
+
+
+def test_no_results_yet() -> None:
+    out = console()
+    print_results(out, [])
+    assert text_of(out) == "No results yet.\n"
+
+
+# Composition
+
+
+def test_rows_tell_defaults_from_overrides() -> None:
+    before = recipe()
+    found = {row.name: row for row in rows(override(before, ["threat.epsilon=4/255", "epsilon=ecas"]), before)}
+    threat, schedule = found["threat"], found["epsilon"]
+    assert (threat.value, threat.origin) == ("linf", "default")
+    assert (schedule.value, schedule.origin, schedule.note) == ("ecas", "override", "override, recipe says fixed")
+    assert found["batch_size"].note == "default 128" and found["accumulate"].origin == "default"
+    by_depth = [row for row in rows(override(before, ["threat.epsilon=4/255"]), before) if row.name == "epsilon"]
+    assert [row.origin for row in by_depth] == ["override", "default"]  # the threat's, and the schedule
+
+
+def test_phases_add_up() -> None:
+    made = recipe(epochs=10, target=Momentum(inner=Universal()), loss=Align(), epsilon=ECAS())
+    (only,) = phases(made)
+    assert (only.first, only.last) == (1, 10)
+    assert only.total.units == sum(part.units for part in only.parts.values())
+
+
+# Progress
+
+
+@pytest.fixture
+def parts() -> Parts:
+    made = recipe(epochs=3)
+    return load_parts(made, make_world(made, "cpu"))
+
+
+def totals(parts: Parts) -> Totals:
+    made = parts.new_totals()
+    made.sums |= {"images": torch.tensor(16.0), "objective": torch.tensor(24.0), "term a": torch.tensor(16.0),
+                  "term b": torch.tensor(8.0), "epsilon": torch.tensor(16 * 8 / 255)}
+    return made
+
+
+REPORT = {"epoch": 1, "train": {"objective": 1.5}, "lr": 0.1, "seconds": 12.0,
+          "validation": {"natural": 0.5, "robust": 0.25}, "training": {"natural": 0.75, "robust": 0.5}}
+
+
+def test_log_gets_plain_lines_at_once_and_then_seldom(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    out = console()
+    display = TerminalDisplay(out)
+    display.begin(parts.recipe, Path("runs/x-1"), parts)
+    assert "runs/x-1" in text_of(out) and "epoch 1/3" in text_of(out)
+    for step in range(6):
+        clock[0] += 4
+        display.step(Progress.at(step, 3, 2), totals(parts))
+    lines = [line for line in text_of(out).splitlines() if "loss 1.500" in line]
+    assert len(lines) == 2  # after 4 s and 16 s
+    assert "epoch 1/3  step 1/2  17 %" in lines[0] and "left" in lines[0]
+    assert "4 images/s" in lines[0] and "a 1.000" in lines[0] and "epsilon 8/255" in lines[0]
+    parts.best = {"epoch": 1}
+    display.epoch(REPORT)
+    assert "50.0 % 25.0 %" in text_of(out) and "75.0 % 50.0 %" in text_of(out) and "best" in text_of(out)
+    display.epoch({key: REPORT[key] for key in ("train", "lr", "seconds")} | {"epoch": 2})  # nothing was held out
+    display.measuring("last", "pgd-20", 0, 0, 0)
+    display.measuring("last", "pgd-20", 8, 16, 6)
+    display.measuring("last", "pgd-20", 16, 16, 12)
+    display.end()
+    text = text_of(out)
+    assert text.count("measuring last: pgd-20") == 2 and "accuracy 75.0 % on 16 images" in text
+    assert "\x1b" not in text
+
+
+def test_terminal_gets_a_bar(parts: Parts) -> None:
+    out = console(80, force_terminal=True)
+    display = TerminalDisplay(out)
+    display.begin(parts.recipe, Path("runs/x-1"), parts)
+    display.step(Progress.at(0, 3, 2), totals(parts))
+    display.epoch(REPORT)
+    display.measuring("best", "clean", 0, 0, 0)
+    display.measuring("best", "clean", 8, 16, 4)
+    display.end()
+    display.end()
+    text = text_of(out)
+    assert "━" in text and "images/s" in text and "measuring best: clean" in text
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, 120])
+def test_bar_never_wraps(width: int) -> None:
+    out = console(width)
+    details = "412 images/s  loss 1.832  cross-entropy 1.20  alignment 0.63  epsilon 7.2/255"
+    out.print(Bar("epoch 3/110  step 45/383", 800, 42130, "7:45 h left", details))
+    assert len(text_of(out).splitlines()) == 2
+
+
+def test_looks_at_the_loss_are_rare(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(Totals, "means", lambda self: looks.append(1) or {"objective": 1.0, "epsilon": 0.1})
+    display = TerminalDisplay(console(80, force_terminal=True))
+    display.begin(parts.recipe, Path("x"), parts)
+    for step in range(6):
+        display.step(Progress.at(step, 3, 2), parts.totals)
+    display.end()
+    assert len(looks) == 1
+
+
+def test_who_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(run_display(quiet=True), Silent) and isinstance(run_display(), TerminalDisplay)
+    monkeypatch.setenv("RANK", "1")
+    assert isinstance(run_display(), Silent)
+
+
+def test_no_color_is_honoured() -> None:
+    code = ("from robustkit.reporting import consoles, tables\n"
+            "consoles.results().print('x', style='red')")
+    environment = {"NO_COLOR": "1", "FORCE_COLOR": "1", "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "x\n", done
+
+
+# Figures
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Width and height of a PNG."""
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    return int(width), int(height)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"curves", "epsilon", "examples"}),
+        ({"channels": 3, "epochs": 2, "threat": L2(epsilon=0.5)}, {"curves", "epsilon", "examples"}),
+        ({"attack": None, "validation": Validation(images=0)}, {"curves", "examples"}),
+        ({"validation": Validation(images=8, train_images=0, attack=None)}, {"curves", "epsilon", "examples"}),
+        ({"target": Momentum(inner=Universal()), "loss": Align(), "epsilon": ECAS(h_low=0.5, h_high=1.3), "epochs": 3},
+         {"curves", "epsilon", "examples"}),
+        ({"data": Synthetic(train=40, test=2, classes=2, size=8, channels=2)}, {"curves", "epsilon", "examples"}),
+    ],
+    ids=["one epoch, grey", "colour, L2", "no attack, nothing held out", "natural validation", "universal", "2 images"],
+)
+def test_figures_of_a_run(changes: dict[str, Any], expected: set[str], tmp_path: Path) -> None:
+    run(recipe(**changes), out=tmp_path / "run", device="cpu")
+    found = {path.stem: size(path) for path in (tmp_path / "run" / "figures").iterdir()}
+    assert set(found) == expected
+    assert all(200 < width < 2000 and 150 < height < 2000 for width, height in found.values())
+
+
+def test_figures_leave_the_model_and_matplotlib_as_they_were(parts: Parts, tmp_path: Path) -> None:
+    from matplotlib import rcParams
+
+    before, mode = dict(rcParams), parts.final.training
+    weights = {name: tensor.clone() for name, tensor in parts.final.state_dict().items()}
+    assert [path.name for path in draw(tmp_path, parts)] == ["examples.png"]  # there are no metrics yet
+    assert dict(rcParams) == before and parts.final.training == mode
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in parts.final.state_dict().items())
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_many_different_radii_are_binned(tmp_path: Path) -> None:
+    reports = [{"epoch": epoch, "train": {"epsilon": 0.02},
+                "radii": {"unit": 0.25 / 255, "counts": [epoch] * 129}} for epoch in (1, 2)]
+    axes = radii(json.loads(json.dumps(reports))).axes[0]
+    assert 10 < len(axes.get_yticks()) <= 24
