@@ -9,6 +9,7 @@ checkpoint, draw the figures, and do the same for the recipe's control.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import platform
 import shutil
@@ -520,34 +521,36 @@ def smoke(recipe: Recipe) -> Recipe:
 
 
 def _new_folder(out: str | Path | None, source: str | Path | None, world: World) -> Path:
-    """Makes the run's folder; in the default place, the first number that is free."""
-    if out is not None:
-        folder = Path(out)
-        if world.rank == 0:
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                remedy = f"choose another --out, or go on with `robustkit resume {folder}`"
-                raise UserError("exists already and is not empty", place=str(folder), remedy=remedy)
-            _make(folder)
-        return folder
-    stem = Path(source).stem if source is not None else "run"
-    number = 1
-    while Path("runs", f"{stem}-{number}").exists():
-        number += 1
-    folder = Path("runs", f"{stem}-{number}")
-    world.barrier()  # every process has found the same number before one of them takes it
+    """Makes the run's folder; in the default place, the first number that is free. One process makes it for all."""
+    made: Path | UserError | None = None
     if world.rank == 0:
-        _make(folder)
-    return folder
+        stem = Path(source).stem if source is not None else "run"
+        numbered = (Path("runs", f"{stem}-{number}") for number in itertools.count(1))
+        folder = Path(out) if out is not None else next(path for path in numbered if not path.exists())
+        try:
+            _make(folder)
+            made = folder
+        except UserError as error:
+            made = error
+    made = world.share(made)
+    if isinstance(made, UserError):
+        raise made
+    assert made is not None
+    return made
 
 
 def _make(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        remedy = f"choose another --out, or go on with `robustkit resume {folder}`"
+        raise UserError("exists already and is not empty", place=str(folder), remedy=remedy)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", place=str(folder), remedy="choose another --out") from error
+        fault = f"cannot be written: {error.strerror}"
+        raise UserError(fault, place=str(folder), remedy="choose another --out") from error
 
 
 def _write_facts(
@@ -611,5 +614,5 @@ def _device(name: str) -> torch.device:
 
 def _describe(recipe: Recipe) -> str:
     kinds = ("epsilon", "attack", "target", "loss", "weights")
-    names = {kind: registry(kind).name_of(type(getattr(recipe, kind))) for kind in kinds}
-    return ", ".join(f"{kind} {name}" for kind, name in names.items() if name)
+    parts = {kind: getattr(recipe, kind) for kind in kinds}
+    return ", ".join(f"{kind} {registry(kind).name_of(type(part)) or 'none'}" for kind, part in parts.items())

@@ -58,6 +58,11 @@ def report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     return code
 
 
+def exit_code(outcome: Outcome) -> int:
+    """75 out of time, 130 interrupted, else 0."""
+    return _STOPS[outcome.stopped][1]
+
+
 def show_results(outcome: Outcome, arguments: argparse.Namespace) -> None:
     """The table, or the JSON, on standard output."""
     if not _speaks():

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from robustkit.cli.options import add_recipe, add_run_control
-from robustkit.cli.outcome import report, say, show_results, watched
+from robustkit.cli.outcome import exit_code, report, say, show_results, watched
 from robustkit.core.errors import UserError
 
 EXAMPLES = """\
@@ -91,7 +91,8 @@ def _smoke(arguments: argparse.Namespace, overrides: tuple[str, ...]) -> int:
             ),
         )
         if outcome.stopped:
-            return report(outcome, arguments)
+            say("The smoke run was stopped")
+            return exit_code(outcome)
         show_results(outcome, arguments)
     kept = "its folder was temporary" if arguments.out is None else f"see {arguments.out}"
     say(f"Smoke run passed: {arguments.recipe} trains and is evaluated (the numbers mean nothing; {kept})")

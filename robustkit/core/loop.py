@@ -30,7 +30,6 @@ from robustkit.data.images import Data, Images, InMemory
 from robustkit.data.loader import make_batch, validation_split
 from robustkit.engine import GlobalStatistics, Predictor, autocast, float_output
 
-
 RESIDENT_BYTES = 4 << 30
 """Training images of at most so many bytes live on the accelerator."""
 

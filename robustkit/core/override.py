@@ -25,6 +25,7 @@ _OPERATORS: dict[type, Any] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
+_LARGEST = 1 << 1000  # no sum or product of whole numbers grows beyond: they would cost time and memory
 _WORDS = {"none": None, "true": True, "false": False}
 
 
@@ -68,7 +69,9 @@ def _value(node: ast.expr) -> Any:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             a, b = _value(left), _value(right)
             if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-                return _OPERATORS[type(op)](a, b)
+                number = _OPERATORS[type(op)](a, b)
+                if abs(number) < _LARGEST or isinstance(number, float):
+                    return number
         case ast.Name(id=name) if name in ("inf", "nan"):
             return float(name)
     raise ValueError("not a literal")
@@ -103,13 +106,15 @@ def _rebuild(node: Any, edits: list[tuple[list[str], str]], path: str) -> Any:
 
 
 def _rebuild_tuple(node: tuple[Any, ...], edits: list[tuple[list[str], str]], path: str) -> tuple[Any, ...]:
-    items = list(node)
+    places = {str(index): index for index in range(len(node))}
+    nested: dict[int, list[tuple[list[str], str]]] = {}
     for (name, *rest), text in edits:
-        if not name.isdecimal() or int(name) >= len(items) or not rest:
-            remedy = f"e.g. {path}.0.<setting>=..." if items else ""
-            raise SpecError(f"'{name}' is not one of its {len(items)} places", place=path, remedy=remedy)
-        items[int(name)] = _rebuild(items[int(name)], [(rest, text)], f"{path}.{name}")
-    return tuple(items)
+        if name not in places or not rest:
+            remedy = f"e.g. {path}.0.<setting>=..." if node else ""
+            raise SpecError(f"{name[:20]!r} is not one of its {len(node)} places", place=path, remedy=remedy)
+        nested.setdefault(places[name], []).append((rest, text))
+    items = enumerate(node)
+    return tuple(_rebuild(item, nested[i], f"{path}.{i}") if i in nested else item for i, item in items)
 
 
 def _parse(annotation: Any, text: str, place: str) -> Any:

@@ -231,14 +231,25 @@ def _line_in(path: Path, error: BaseException) -> str:
     return f":{lines[-1]}" if lines else ""
 
 
+_neighbours: dict[str, Path] = {}
+"""Modules that recipes imported from their own folder, and that folder."""
+
+
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Recipes may import their neighbours."""
+    """Recipes may import their neighbours; a neighbour of the same name in another folder is another one."""
+    for name in [name for name, home in _neighbours.items() if home != folder]:
+        sys.modules.pop(name, None)
+        del _neighbours[name]
+    before = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == folder:
+                _neighbours[name] = folder
 
 
 def _name(kind: str, part: Any) -> str:

@@ -176,12 +176,17 @@ def conform(annotation: Any, value: Any, place: str) -> Any:
         pairs = enumerate(zip(inner, value, strict=True))
         return tuple(conform(part, item, f"{place}[{index}]") for index, (part, item) in pairs)
     if annotation is float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
             raise refuse("a number")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise refuse("a number below 1e308") from None
     if annotation is int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise refuse("a whole number")
+        if abs(value) >= 1 << 63:
+            raise refuse("a whole number of at most 63 bits")
         return value
     if annotation in (bool, str):
         if not isinstance(value, annotation):

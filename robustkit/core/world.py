@@ -8,6 +8,7 @@ all-reduce buys little, while attacks, weight perturbations and companion networ
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import attrs
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from robustkit.core.batch import Part, Progress
 from robustkit.core.rng import Generator, derive
+
+
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
@@ -73,6 +77,14 @@ class World:
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def share(self, value: T) -> T:
+        """The first process's value, in every process."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
 
     def barrier(self) -> None:
         if self.size > 1:

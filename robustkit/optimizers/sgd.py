@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from robustkit.core.errors import SpecError
 from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 
@@ -24,6 +25,10 @@ class SGD:
     nesterov: bool = False
     weight_decay: float = setting(default=5e-4, at_least=0)
     decay_norm_and_bias: bool = True
+
+    def validate(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise SpecError("needs a momentum", place="SGD.nesterov", remedy="e.g. momentum=0.9")
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         split: list[dict[str, Any]] = []

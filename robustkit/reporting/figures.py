@@ -81,6 +81,8 @@ def curves(reports: Sequence[dict[str, Any]], best: int | None) -> Figure:
         accuracy.axvline(best, color="#555555", linewidth=1.2, linestyle=":", label="best checkpoint", zorder=0)
     if accuracy.get_legend_handles_labels()[1]:
         accuracy.legend(loc="best")
+    else:
+        accuracy.text(0.5, 0.5, "no images were held out", transform=accuracy.transAxes, ha="center", color="#555555")
     _line(loss, [(r["epoch"], r["train"]["objective"]) for r in reports], "objective", color="black", linewidth=1.8)
     terms = list(dict.fromkeys(name for r in reports for name in r["train"] if name.startswith("term ")))
     for number, name in enumerate(terms if len(terms) > 1 else ()):
@@ -146,8 +148,7 @@ class _Row:
 
 def examples(parts: Parts) -> Figure:
     """Test images: natural, perturbation, adversarial (PGD-20), inverse adversarial; what the model makes of each."""
-    rows = torch.arange(len(parts.data.test))
-    batch = make_batch(parts.data.test, rows[_varied(parts.data.test.labels)], device=parts.world.device)
+    batch = make_batch(parts.data.test, _varied(parts.data.test.labels), device=parts.world.device)
     predict = Predictor(parts.final, parts.world.device, parts.recipe.precision.evaluation)
     with torch.no_grad(), predict.using("eval") as forward:
         shown = _example_rows(parts, forward, batch)
@@ -160,6 +161,8 @@ def examples(parts: Parts) -> Figure:
             if row.probabilities is not None:
                 axes.set_title(*_verdict(parts, row.probabilities[column], int(batch.y[column])))
         line[0].set_ylabel(row.label, fontsize=8)
+    for axes, label in zip(grid[-1], batch.y.tolist(), strict=True):
+        axes.set_xlabel(f"true: {parts.data.classes[label][:12]}", fontsize=8)
     radius = f"{parts.recipe.threat.epsilon * 255:.3g}/255"
     figure.suptitle(f"Test images within {parts.recipe.threat.norm} {radius}: predicted class, and the probability of "
                     "the true one", fontsize=9, fontweight="bold")
@@ -201,9 +204,12 @@ def _class_perturbations(target: Any) -> Tensor | None:
 
 
 def _varied(labels: Tensor) -> Tensor:
-    """Rows of a few test images: one of each class in turn, the first that there is."""
-    order = torch.stack([(labels[: row + 1] == labels[row]).sum() for row in range(min(len(labels), 1000))])
-    return order.argsort(stable=True)[:EXAMPLES]
+    """Rows of a few test images: the first of each class, then the second of each, and so on."""
+    by_class = labels.argsort(stable=True)
+    counts = labels.bincount()
+    turn = torch.empty_like(labels)
+    turn[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    return turn.argsort(stable=True)[:EXAMPLES]
 
 
 def _picture(axes: Axes, image: Tensor) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -112,7 +113,8 @@ def test_a_batch_is_attacked_as_its_images_one_by_one(threat: Any, name: str, st
     wanted = one_by_one(model, LOSSES[name], begun, x, threat, STRIDES, steps.tolist())
     # An image that takes no step is still brought into its ball and the box.
     wanted[1] = threat.project(begun[1:2], x[1:2], RADII[1:2].double())[0]
-    torch.testing.assert_close(found, wanted, atol=1e-5 if name == "kl" else 1e-9, rtol=0)  # KL is worked out in float32
+    tolerance = 1e-5 if name == "kl" else 1e-9  # KL is worked out in float32
+    torch.testing.assert_close(found, wanted, atol=tolerance, rtol=0)
     assert norm(found - x, threat)[2:].max() > 1e-3
 
 
@@ -200,7 +202,7 @@ def test_linear_model_linf_closed_form() -> None:
 
     start = Linf().random(x, radii, whole(x, 0))
     climb(value, start, x, threat=Linf(), epsilon=radii, step_size=radii / 4, steps=12)
-    assert all((after >= before - 1e-12).all() for before, after in zip(losses, losses[1:], strict=False))
+    assert all((after >= before - 1e-12).all() for before, after in pairwise(losses))
 
 
 def test_linear_model_l2_closed_form() -> None:
@@ -256,8 +258,8 @@ def test_final_and_start_radius(threat: Any) -> None:
     """ECAS 11, ECAS sheet 3.2: every image starts in one ball; at the end min(own radius, final radius) holds."""
     model, x = tiny_model(), torch.full((6, *SHAPE), 0.5)
     attack = PGD(start_epsilon=8 / 255, final_epsilon=8 / 255, steps=10)
-    for k in range(6, 16):
-        for own in (k, 6, 13, 14, 15):
+    for k in (6, 8, 9, 15):
+        for own in (k, 6, 13):
             radii = torch.full((6,), own / 255)
             found = run(attack, model, x, Budget(radii, torch.full((6,), 0.2 * k / 255)), threat)
             assert norm(found - x, threat).max() <= min(own, 8) / 255 + 1e-6

@@ -467,7 +467,7 @@ def test_one_off_phases() -> None:
 
 def test_one_off_may_freeze_the_perturbation() -> None:
     spec = OneOff(inner=Universal(mode="eval"), start=3, freeze="perturbation")
-    target, found, forwards = phases(spec)
+    _, found, forwards = phases(spec)
     assert forwards == [1, 1, 4, 1, 1]
     assert forwards == [spec.passes(at_epoch(epoch, 5)).forward for epoch in range(5)]
     assert torch.equal(found[2], found[4])  # the model did not change here, and z must not
@@ -487,7 +487,7 @@ def test_one_off_beyond_the_end_touches_nothing() -> None:
 def test_one_off_from_the_first_epoch_never_reads_natural_targets(start: float) -> None:
     """UIAT 5, second half: T' = 1, however it is spelt."""
     spec = OneOff(inner=Universal(mode="eval"), start=start)
-    target, found, forwards = phases(spec)
+    _, found, forwards = phases(spec)
     assert forwards == [4, 0, 0, 0, 0]
     assert forwards == [spec.passes(at_epoch(epoch, 5)).forward for epoch in range(5)]
     natural = tiny_model().eval()(images(B)).logits.softmax(dim=1).detach()

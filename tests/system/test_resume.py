@@ -197,7 +197,8 @@ def robustkit_test_dropping(pretrained: bool = False, in_chans: int = 3, **kwarg
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_dropout(mode: Any, tmp_path: Path) -> None:
-    recipe = everything(model=Model(backbone="robustkit_test_dropping"), attack=PGD(steps=2, mode=mode), target=Universal(mode=mode))
+    model = Model(backbone="robustkit_test_dropping")
+    recipe = everything(model=model, attack=PGD(steps=2, mode=mode), target=Universal(mode=mode))
     run(recipe, out=tmp_path / "whole", device="cpu")
     run(recipe, out=tmp_path / "parts", device="cpu", max_steps=7)
     torch.manual_seed(123)
