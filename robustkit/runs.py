@@ -378,7 +378,7 @@ def _train_and_judge(folder: Path, recipe: Recipe, world: World, limits: Limits,
         should_stop=lambda parts: bool(limits.reason(parts)),
         should_save=limits.should_save,
     )
-    reason = limits.reason(parts) or "interrupt"
+    reason = _agreed(limits.reason(parts), world)
     if not finished and not (limits.rehearsal and reason == "steps"):
         return reason
     return _judge(folder, parts, limits, display)
@@ -393,6 +393,7 @@ def _judge(folder: Path, parts: Parts, limits: Limits, display: RunDisplay) -> s
     if not stopped and parts.world.rank == 0:
         write_results(folder, results)
         if not (folder / "figures").is_dir():
+            restore(parts, folder / "checkpoints" / "last.safetensors")
             draw(folder, parts)
     return stopped
 
@@ -449,8 +450,8 @@ def judge(
         key = result_key(suite, measure)
         if key in done:
             continue
-        if world.any(limits.reason() in ("interrupt", "time")):
-            return limits.reason() or "interrupt"
+        if reason := _agreed(limits.reason(), world):
+            return reason
         display.measuring(name, key, 0, 0, 0)
         result = measure_model(
             measure,
@@ -600,6 +601,11 @@ def _git_commit(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def _agreed(reason: str, world: World) -> str:
+    """Why to stop, in every process, where any process has a reason."""
+    return next((known for known in ("interrupt", "time", "steps") if world.any(reason == known)), "")
 
 
 def _device(name: str) -> torch.device:

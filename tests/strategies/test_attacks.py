@@ -267,8 +267,10 @@ def test_final_and_start_radius(threat: Any) -> None:
     assert norm(found - x, threat).max() > 7.9 / 255  # and the ball is used
     start = run(PGD(start_epsilon=8 / 255, steps=0), model, x, Budget(torch.full((6,), 20 / 255)), threat)
     assert 0 < norm(start - x, threat).max() <= 8 / 255 + 1e-6
-    wide = run(PGD(start_epsilon=0.3, steps=0), model, x, Budget(torch.full((6,), 0.01)), threat)
-    assert norm(wide - x, threat).max() <= 0.01 + 1e-6
+    for final in (None, 0.2):
+        attack = PGD(start_epsilon=0.3, final_epsilon=final, steps=0)
+        wide = run(attack, model, x, Budget(torch.full((6,), 0.01)), threat)
+        assert norm(wide - x, threat).max() <= 0.01 + 1e-6
 
 
 def test_reference_is_read_once_and_constant() -> None:

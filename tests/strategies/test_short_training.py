@@ -94,9 +94,9 @@ def test_natural_training_is_accurate_and_not_robust() -> None:
 
 @pytest.mark.parametrize("beta", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_universal_perturbations_make_their_classes_easier(beta: float) -> None:
-    """33: CE on x + z_y < CE on x < CE on x_adv after a hundred steps, and the accuracies accordingly."""
+    """33: CE on x + z_y < CE on x < CE on x_adv after some seventy steps, and the accuracies accordingly."""
     target = Universal(radius=0.1, objective=InverseObjective(beta=beta))
-    parts = trained(4, attack=PGD(steps=2), loss=Align(weight=1.0), target=target)
+    parts = trained(3, attack=PGD(steps=2), loss=Align(weight=1.0), target=target)
     x, y = held_out(parts)
     z = parts.strategies["target"].z
     assert float(z.abs().max()) <= 0.1 + 1e-6
