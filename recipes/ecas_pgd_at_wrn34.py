@@ -11,7 +11,7 @@ Note:       compare with `epsilon=fixed epsilon.step_fraction=0.2` under this ve
 
 from robustkit import Model, Recipe, px
 from robustkit.attacks import PGD
-from robustkit.data import Cifar10
+from robustkit.datasets import Cifar10
 from robustkit.epsilons import ECAS
 from robustkit.heads import Linear
 from robustkit.losses import CrossEntropy

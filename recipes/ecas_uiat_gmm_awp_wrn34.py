@@ -8,6 +8,7 @@ Measured:   not yet
 """
 
 from ecas_uiat_wrn34 import recipe as ecas_uiat
+
 from robustkit import evolve
 from robustkit.heads import GaussianMixture
 from robustkit.weights import AWP

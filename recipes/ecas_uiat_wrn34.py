@@ -10,7 +10,7 @@ Small:      robustkit run recipes/cpu/ecas_uiat_wrn34.py
 
 from robustkit import Model, Recipe, px
 from robustkit.attacks import PGD
-from robustkit.data import Cifar10
+from robustkit.datasets import Cifar10
 from robustkit.epsilons import ECAS
 from robustkit.heads import Linear
 from robustkit.losses import Align

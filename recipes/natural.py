@@ -8,7 +8,7 @@ Measured:   not yet
 """
 
 from robustkit import Model, Recipe, px
-from robustkit.data import Cifar10
+from robustkit.datasets import Cifar10
 from robustkit.losses import CrossEntropy
 from robustkit.optimizers import SGD
 from robustkit.schedules import OneCycle

@@ -8,6 +8,7 @@ Measured:   not yet
 """
 
 from natural import recipe as natural
+
 from robustkit import evolve
 from robustkit.attacks import PGD
 

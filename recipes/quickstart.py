@@ -9,7 +9,7 @@ Measured:   see the README
 
 from robustkit import Model, Recipe, Suite, Validation, evolve
 from robustkit.attacks import PGD
-from robustkit.data import Digits
+from robustkit.datasets import Digits
 from robustkit.epsilons import ECAS, Fixed
 from robustkit.evaluation import CW, PGD_20, AutoAttack, Clean
 from robustkit.heads import GaussianMixture, Linear

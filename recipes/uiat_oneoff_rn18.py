@@ -7,8 +7,9 @@ Published:  clean 84.98, PGD-20 54.79, CW 51.29, AutoAttack 49.05
 Measured:   not yet
 """
 
+from uiat_rn18 import recipe as uiat
+
 from robustkit import evolve, px
 from robustkit.targets import OneOff, Universal
-from uiat_rn18 import recipe as uiat
 
 recipe = evolve(uiat, target=OneOff(inner=Universal(radius=4 * px), start=0.8))

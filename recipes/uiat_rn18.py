@@ -8,6 +8,7 @@ Measured:   not yet
 """
 
 from pgd_at_rn18 import recipe as pgd_at
+
 from robustkit import evolve, px
 from robustkit.losses import Align
 from robustkit.objectives import InverseObjective

@@ -1,7 +1,7 @@
 """robustkit: compose, train and judge adversarially robust image classifiers.
 
     from robustkit import Recipe, Model, px, run
-    from robustkit.data import Cifar10
+    from robustkit.datasets import Cifar10
     ...
 
 Names are loaded when first used, so that importing robustkit costs nothing.

@@ -283,9 +283,7 @@ def load_parts(recipe: Recipe, world: World) -> Parts:
     world.barrier()
     if world.rank > 0:
         data = recipe.data.load()
-    facts = attrs.evolve(
-        world, samples=len(data.train), classes=len(data.classes), image_shape=data.train.shape
-    )
+    facts = attrs.evolve(world, samples=len(data.train), classes=len(data.classes), image_shape=data.train.shape)
     return assemble(recipe, data, facts)
 
 
@@ -613,8 +611,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"cannot be used: {str(error).splitlines()[0]}", place=f"device '{name}'",
-                        remedy="e.g. --device cpu") from error
+        raise UserError(
+            f"cannot be used: {str(error).splitlines()[0]}", place=f"device '{name}'", remedy="e.g. --device cpu"
+        ) from error
     return device
 
 

@@ -374,9 +374,7 @@ def check_threat(threat: ThreatModel) -> None:
     _in_ball(draws[0], x, threat, epsilon, f"{who}.random")
     _differ(draws, who + ".random", drew=True)
     parts = [Part(0, 4, BATCH), Part(4, BATCH, BATCH)]
-    pieces = [
-        threat.random(x[p.start : p.stop], epsilon[p.start : p.stop], Generator(1, p, x.device)) for p in parts
-    ]
+    pieces = [threat.random(x[p.start : p.stop], epsilon[p.start : p.stop], Generator(1, p, x.device)) for p in parts]
     assert torch.equal(torch.cat(pieces), draws[0]), (
         f"{who}.random draws something else when a batch is split over processes: draw by generator.uniform(x) or "
         "generator.normal(x), in the shape of all images of the call"
@@ -931,4 +929,3 @@ def check_optimizer(optimizer: Optimizer) -> None:
     for state in built.state.values():
         for name, value in state.items():
             assert value is None or isinstance(value, (Tensor, int, float)), f"{who}: state '{name}' is no tensor"
-

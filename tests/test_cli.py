@@ -24,7 +24,7 @@ RECIPE = '''"""Small enough for a test."""
 
 from robustkit import Model, Recipe, Suite, Validation
 from robustkit.attacks import PGD
-from robustkit.data import Synthetic
+from robustkit.datasets import Synthetic
 from robustkit.evaluation import Attacked, Clean
 from robustkit.losses import CrossEntropy
 from robustkit.schedules import OneCycle
@@ -158,7 +158,10 @@ def test_show_counts_passes_by_phase(recipe: str, capsys: pytest.CaptureFixture[
     data = json.loads(capsys.readouterr().out)
     assert [phase["epochs"] for phase in data["passes"]] == [[1, 4], [5, 5], [6, 10]]
     assert data["passes"][0]["parts"]["attack"] == {
-        "forward": 2, "input_backward": 2, "parameter_backward": 0, "units": 4,
+        "forward": 2,
+        "input_backward": 2,
+        "parameter_backward": 0,
+        "units": 4,
     }
     assert all(p["step"]["units"] == sum(q["units"] for q in p["parts"].values()) for p in data["passes"])
     assert data["recipe"]["attack"]["name"] == "pgd" and len(data["digest"]) == 12 and data["parameters"] > 1000
@@ -195,7 +198,9 @@ def test_run_prints_results_to_stdout_and_all_else_to_stderr(recipe: str, capsys
     assert json.loads(Path("runs/small-1/results.json").read_text()) == data["results"]
     assert "epoch 1/2" in captured.err and "runs/small-1/results.json" in captured.err
     assert {path.name for path in Path("runs/small-1/figures").iterdir()} == {
-        "curves.png", "epsilon.png", "examples.png",
+        "curves.png",
+        "epsilon.png",
+        "examples.png",
     }
     assert {path.name for path in Path("runs/small-1/control/figures").iterdir()} == {"curves.png", "examples.png"}
 
@@ -350,9 +355,7 @@ def test_missing_recipe_names_near_misses(recipe: str, capsys: pytest.CaptureFix
     fails(capsys, ["run", "smal.py"], "smal.py: no such recipe", "did you mean 'small.py'")
 
 
-def test_existing_run_is_never_overwritten(
-    recipe: str, run_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_existing_run_is_never_overwritten(recipe: str, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["run", recipe, "--out", str(run_folder)], "exists already", f"robustkit resume {run_folder}")
 
 

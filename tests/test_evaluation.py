@@ -320,9 +320,7 @@ class Parts:
 
     key: str = "parts"
 
-    def outcomes(
-        self, predict: Any, model: nn.Module, x: Tensor, y: Tensor, threat: Any, seed: int
-    ) -> Outcomes:
+    def outcomes(self, predict: Any, model: nn.Module, x: Tensor, y: Tensor, threat: Any, seed: int) -> Outcomes:
         right = y % 2 == seed % 2
         return Outcomes(right, {"first": len(x) / 7, "last": float(right.float().mean())}, ("all say", f"seed {seed}"))
 

@@ -37,7 +37,8 @@ def test_normalisation_is_inside() -> None:
 
 def test_weights_are_a_function_of_the_seed() -> None:
     first, again, other = (
-        Model(backbone="convnet_small").build(GaussianMixture(), 10, SHAPE, seed=seed).state_dict() for seed in (1, 1, 2)
+        Model(backbone="convnet_small").build(GaussianMixture(), 10, SHAPE, seed=seed).state_dict()
+        for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.centres"], other["head.centres"])

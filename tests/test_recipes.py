@@ -25,11 +25,16 @@ UNITS = {  # forward-units of a step in the first epoch
     "recipes/quickstart.py": 29,
     "recipes/cpu/ecas_uiat_wrn34.py": 29,
 }
-QUICK = {"recipes/quickstart.py", "recipes/cpu/ecas_uiat_wrn34.py", "recipes/trades_rn18.py", "recipes/uiat_oneoff_rn18.py"}
+QUICK = {
+    "recipes/quickstart.py",
+    "recipes/cpu/ecas_uiat_wrn34.py",
+    "recipes/trades_rn18.py",
+    "recipes/uiat_oneoff_rn18.py",
+}
 
 
 def test_all_recipes_are_found() -> None:
-    assert RECIPES == sorted(UNITS)
+    assert sorted(UNITS) == RECIPES
 
 
 @pytest.mark.parametrize("path", RECIPES)

@@ -19,7 +19,7 @@ from robustkit import Model, Recipe, Suite, Validation, override
 from robustkit.attacks import PGD
 from robustkit.core.batch import Progress
 from robustkit.core.loop import Parts, Totals
-from robustkit.data import Synthetic
+from robustkit.datasets import Synthetic
 from robustkit.epsilons import ECAS
 from robustkit.evaluation import Attacked, Clean
 from robustkit.losses import Align, CrossEntropy
@@ -101,8 +101,13 @@ def entry(accuracy: float, n: int = 360, **more: Any) -> dict[str, Any]:
     return {"accuracy": accuracy, "n": n, "ci95": [accuracy - 0.05, accuracy + 0.05], "seconds": 1.25, **more}
 
 
-RESULTS = {"zz": entry(0.5), "autoattack": entry(0.6, 64, breakdown={"apgd-ce": 0.7, "square": 0.6}, notes=["Mind"]),
-           "clean": entry(0.9), "l2/pgd-20": entry(0.4), "pgd-20": entry(0.7)}
+RESULTS = {
+    "zz": entry(0.5),
+    "autoattack": entry(0.6, 64, breakdown={"apgd-ce": 0.7, "square": 0.6}, notes=["Mind"]),
+    "clean": entry(0.9),
+    "l2/pgd-20": entry(0.4),
+    "pgd-20": entry(0.7),
+}
 
 
 def test_measures_are_in_order_and_say_how_many_images() -> None:
@@ -174,13 +179,24 @@ def parts() -> Parts:
 
 def totals(parts: Parts) -> Totals:
     made = parts.new_totals()
-    made.sums |= {"images": torch.tensor(16.0), "objective": torch.tensor(24.0), "term a": torch.tensor(16.0),
-                  "term b": torch.tensor(8.0), "epsilon": torch.tensor(16 * 8 / 255)}
+    made.sums |= {
+        "images": torch.tensor(16.0),
+        "objective": torch.tensor(24.0),
+        "term a": torch.tensor(16.0),
+        "term b": torch.tensor(8.0),
+        "epsilon": torch.tensor(16 * 8 / 255),
+    }
     return made
 
 
-REPORT = {"epoch": 1, "train": {"objective": 1.5}, "lr": 0.1, "seconds": 12.0,
-          "validation": {"natural": 0.5, "robust": 0.25}, "training": {"natural": 0.75, "robust": 0.5}}
+REPORT = {
+    "epoch": 1,
+    "train": {"objective": 1.5},
+    "lr": 0.1,
+    "seconds": 12.0,
+    "validation": {"natural": 0.5, "robust": 0.25},
+    "training": {"natural": 0.75, "robust": 0.5},
+}
 
 
 def test_log_gets_plain_lines_at_once_and_then_seldom(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,8 +267,7 @@ def test_who_watches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_color_is_honoured() -> None:
-    code = ("from robustkit.reporting import consoles, tables\n"
-            "consoles.results().print('x', style='red')")
+    code = "from robustkit.reporting import consoles, tables\nconsoles.results().print('x', style='red')"
     environment = {"NO_COLOR": "1", "FORCE_COLOR": "1", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout == "x\n", done
@@ -276,8 +291,15 @@ def size(path: Path) -> tuple[int, int]:
         ({"channels": 3, "epochs": 2, "threat": L2(epsilon=0.5)}, {"curves", "epsilon", "examples"}),
         ({"attack": None, "validation": Validation(images=0)}, {"curves", "examples"}),
         ({"validation": Validation(images=8, train_images=0, attack=None)}, {"curves", "epsilon", "examples"}),
-        ({"target": Momentum(inner=Universal()), "loss": Align(), "epsilon": ECAS(h_low=0.5, h_high=1.3), "epochs": 3},
-         {"curves", "epsilon", "examples"}),
+        (
+            {
+                "target": Momentum(inner=Universal()),
+                "loss": Align(),
+                "epsilon": ECAS(h_low=0.5, h_high=1.3),
+                "epochs": 3,
+            },
+            {"curves", "epsilon", "examples"},
+        ),
         ({"data": Synthetic(train=40, test=2, classes=2, size=8, channels=2)}, {"curves", "epsilon", "examples"}),
     ],
     ids=["one epoch, grey", "colour, L2", "no attack, nothing held out", "natural validation", "universal", "2 images"],
@@ -302,7 +324,9 @@ def test_figures_leave_the_model_and_matplotlib_as_they_were(parts: Parts, tmp_p
 
 
 def test_many_different_radii_are_binned(tmp_path: Path) -> None:
-    reports = [{"epoch": epoch, "train": {"epsilon": 0.02},
-                "radii": {"unit": 0.25 / 255, "counts": [epoch] * 129}} for epoch in (1, 2)]
+    reports = [
+        {"epoch": epoch, "train": {"epsilon": 0.02}, "radii": {"unit": 0.25 / 255, "counts": [epoch] * 129}}
+        for epoch in (1, 2)
+    ]
     axes = radii(json.loads(json.dumps(reports))).axes[0]
     assert 10 < len(axes.get_yticks()) <= 24

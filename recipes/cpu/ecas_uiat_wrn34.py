@@ -9,7 +9,7 @@ Measured:   docs/results.md
 
 from robustkit import Model, Precision, Recipe, Suite, Validation, px
 from robustkit.attacks import PGD
-from robustkit.data import Cifar10
+from robustkit.datasets import Cifar10
 from robustkit.epsilons import ECAS
 from robustkit.evaluation import CW, PGD_20, AutoAttack, Clean
 from robustkit.losses import Align

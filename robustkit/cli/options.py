@@ -28,15 +28,20 @@ class Parser(argparse.ArgumentParser):
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """RECIPE [path=value ...]"""
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, a recipe.json, or a run folder")
-    parser.add_argument("overrides", metavar="path=value", nargs="*", default=[],
-                        help="changes to its settings, left to right")
+    parser.add_argument(
+        "overrides", metavar="path=value", nargs="*", default=[], help="changes to its settings, left to right"
+    )
 
 
 def add_run_control(parser: argparse.ArgumentParser) -> None:
     """What `run` and `resume` share."""
     parser.add_argument("--max-steps", type=count, metavar="N", help="stop cleanly when N steps are done in all")
-    parser.add_argument("--max-time", type=seconds, metavar="TIME",
-                        help="stop cleanly after 90, 90s, 9m, 2h or 1h30m, with exit code 75")
+    parser.add_argument(
+        "--max-time",
+        type=seconds,
+        metavar="TIME",
+        help="stop cleanly after 90, 90s, 9m, 2h or 1h30m, with exit code 75",
+    )
     add_device(parser)
     parser.add_argument("--quiet", action="store_true", help="show results and errors only")
     add_json(parser)

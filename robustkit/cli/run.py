@@ -25,8 +25,11 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--out", metavar="DIR", help="the folder of the run (default: runs/<recipe>-<n>)")
-    parser.add_argument("--smoke", action="store_true",
-                        help="try it out: two steps on made-up images, then all the rest; nothing kept without --out")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="try it out: two steps on made-up images, then all the rest; nothing kept without --out",
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of attack and outer passes")
     parser.add_argument("--seed", metavar="N", help="same as seed=N")
     add_run_control(parser)

@@ -172,21 +172,31 @@ class Parts:
         self.totals.load(totals)
 
     def _trained(self) -> dict[str, nn.Parameter]:
-        return {f"{name}.{key}": p for name, module in self.modules().items() if name != "average"
-                for key, p in module.named_parameters()}
+        return {
+            f"{name}.{key}": p
+            for name, module in self.modules().items()
+            if name != "average"
+            for key, p in module.named_parameters()
+        }
 
 
 def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
     """Build a run from its recipe: every weight, perturbation and memory, a function of the recipe's seed."""
     train_rows, validation_rows = validation_split(len(data.train), recipe.validation.images)
     if len(train_rows) < recipe.batch_size:
-        raise RecipeError(f"batches of {recipe.batch_size} are more than the {len(train_rows)} training images",
-                          place="batch_size", remedy=f"at most {len(train_rows)}")
+        raise RecipeError(
+            f"batches of {recipe.batch_size} are more than the {len(train_rows)} training images",
+            place="batch_size",
+            remedy=f"at most {len(train_rows)}",
+        )
     steps = batches_per_epoch(len(train_rows), recipe.batch_size)
     smallest = min(recipe.batch_size, len(train_rows) - (steps - 1) * recipe.batch_size)
     if world.size > smallest:
-        raise RecipeError(f"the smallest batch has {smallest} images for {world.size} processes", place="batch_size",
-                          remedy=f"use at most {smallest} processes, or another batch_size")
+        raise RecipeError(
+            f"the smallest batch has {smallest} images for {world.size} processes",
+            place="batch_size",
+            remedy=f"use at most {smallest} processes, or another batch_size",
+        )
     world = attrs.evolve(world, training=len(train_rows))
     model = recipe.model.build(recipe.head, world.classes, world.image_shape, recipe.seed)
     model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -49,19 +49,27 @@ class Model:
             with torch.no_grad():
                 features = backbone(torch.zeros(1, *image_shape))
         except RuntimeError as error:
-            raise SpecError(f"'{self.backbone}' cannot take {channels} x {height} x {width} images: {error}",
-                            place="model", remedy="choose another backbone, or set model.patch_size") from error
+            raise SpecError(
+                f"'{self.backbone}' cannot take {channels} x {height} x {width} images: {error}",
+                place="model",
+                remedy="choose another backbone, or set model.patch_size",
+            ) from error
         if features.ndim != 2:
-            raise SpecError(f"'{self.backbone}' gives features of shape {tuple(features.shape)}, not (B, D)",
-                            place="model.backbone", remedy="choose a classifier")
+            raise SpecError(
+                f"'{self.backbone}' gives features of shape {tuple(features.shape)}, not (B, D)",
+                place="model.backbone",
+                remedy="choose a classifier",
+            )
         if self.batch_norm_momentum is not None:
             for module in backbone.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.momentum = self.batch_norm_momentum
         mean, std = STATISTICS.get(self.normalization, ((0.0,) * channels, (1.0,) * channels))
         if len(mean) != channels:
-            raise SpecError(f"'{self.normalization}' is for {len(mean)} channels, images have {channels}",
-                            place="model.normalization")
+            raise SpecError(
+                f"'{self.normalization}' is for {len(mean)} channels, images have {channels}",
+                place="model.normalization",
+            )
         normalize = Normalize(mean, std) if self.normalization != "none" else None
         return RobustModel(backbone, head.build(features.shape[1], classes), normalize)
 
@@ -126,5 +134,6 @@ def _create(model: Model, channels: int, size: tuple[int, int]) -> nn.Module:
         except TypeError:  # most convolutional networks take any size and no such argument
             return timm.create_model(model.backbone, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError, OSError) as error:
-        raise SpecError(f"cannot build '{model.backbone}' for {channels} x {size[0]} x {size[1]} images: {error}",
-                        place="model") from error
+        raise SpecError(
+            f"cannot build '{model.backbone}' for {channels} x {size[0]} x {size[1]} images: {error}", place="model"
+        ) from error

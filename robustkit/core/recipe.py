@@ -114,27 +114,41 @@ class Recipe:
     def validate(self) -> None:
         """Refuse parts that do not fit together; each part may add its own reasons (`check(recipe)`)."""
         if self.target is not None and not self.loss.needs_target:
-            raise RecipeError(f"the loss '{_name('loss', self.loss)}' uses no target, but the recipe has one",
-                              place="target", remedy="set target=none, or a loss that uses one, such as align")
+            raise RecipeError(
+                f"the loss '{_name('loss', self.loss)}' uses no target, but the recipe has one",
+                place="target",
+                remedy="set target=none, or a loss that uses one, such as align",
+            )
         if self.target is None and self.loss.needs_target:
-            raise RecipeError(f"the loss '{_name('loss', self.loss)}' needs a target", place="target",
-                              remedy="e.g. target=natural")
+            raise RecipeError(
+                f"the loss '{_name('loss', self.loss)}' needs a target", place="target", remedy="e.g. target=natural"
+            )
         if self.attack is None and self.loss.passes(Progress.at(0, self.epochs, 1)).forward > 1:
-            raise RecipeError(f"the loss '{_name('loss', self.loss)}' compares with adversarial images, and there is "
-                              "no attack", place="attack", remedy="e.g. attack=pgd, or loss=cross-entropy")
+            raise RecipeError(
+                f"the loss '{_name('loss', self.loss)}' compares with adversarial images, and there is no attack",
+                place="attack",
+                remedy="e.g. attack=pgd, or loss=cross-entropy",
+            )
         if self.accumulate > 1:
             if self.batch_size // self.accumulate < 2:
-                raise RecipeError(f"cannot split batches of {self.batch_size} into {self.accumulate}",
-                                  place="accumulate")
+                raise RecipeError(
+                    f"cannot split batches of {self.batch_size} into {self.accumulate}", place="accumulate"
+                )
             for path, part in walk(self):
                 if not getattr(part, "accumulates", True) and not path.startswith("control"):
-                    raise RecipeError(f"{path} ({type(part).__name__}) takes one step per batch and would take "
-                                      f"{self.accumulate}", place="accumulate", remedy="set accumulate=1")
+                    raise RecipeError(
+                        f"{path} ({type(part).__name__}) takes one step per batch and would take {self.accumulate}",
+                        place="accumulate",
+                        remedy="set accumulate=1",
+                    )
         keys = [key for suite, measure in self.measures() for key in [result_key(suite, measure)]]
         for key in keys:
             if keys.count(key) > 1:
-                raise RecipeError(f"two measures report as '{key}'", place="evaluation",
-                                  remedy="give one of them another key, or its suite a name")
+                raise RecipeError(
+                    f"two measures report as '{key}'",
+                    place="evaluation",
+                    remedy="give one of them another key, or its suite a name",
+                )
         for path, part in walk(self):
             if hasattr(part, "check") and part is not self and not path.startswith("control"):
                 part.check(self)
@@ -168,8 +182,11 @@ def result_key(suite: Suite, measure: Measure) -> str:
 def refuse_late_start(start: float, recipe: Recipe, place: str) -> None:
     """Raises RecipeError where an absolute start epoch lies beyond the end of training."""
     if start > 1 and start > recipe.epochs:
-        raise RecipeError(f"starts at epoch {start:g}, but training ends after {recipe.epochs}", place=place,
-                          remedy="give a fraction of training, e.g. 0.75")
+        raise RecipeError(
+            f"starts at epoch {start:g}, but training ends after {recipe.epochs}",
+            place=place,
+            remedy="give a fraction of training, e.g. 0.75",
+        )
 
 
 def load_recipe(path: str | Path) -> Recipe:

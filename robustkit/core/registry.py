@@ -38,7 +38,7 @@ FOLDERS = {
 }
 """Kind -> the last word of its entry-point group, `robustkit.<word>`."""
 
-_HOMES = {"averages": "weights", "datasets": "data", "measures": "evaluation"}
+_HOMES = {"averages": "weights", "measures": "evaluation"}
 """Kinds whose built-ins live in a package of another name."""
 
 

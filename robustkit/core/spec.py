@@ -314,7 +314,8 @@ def _check_limits(value: Any, metadata: Mapping[str, Any], place: str) -> None:
         for name, limit in metadata.get("limits", {}).items():
             holds, words = _LIMITS[name]
             if not holds(value, limit):  # type: ignore[no-untyped-call]
-                raise SpecError(f"must be {words} {limit:g}, got {value:g}", place=place, remedy=metadata.get("remedy", ""))
+                fault = f"must be {words} {limit:g}, got {value:g}"
+                raise SpecError(fault, place=place, remedy=metadata.get("remedy", ""))
 
 
 def _is_union(annotation: Any) -> bool:

@@ -18,7 +18,6 @@ from torch import Tensor
 from robustkit.core.batch import Part, Progress
 from robustkit.core.rng import Generator, derive
 
-
 T = TypeVar("T")
 
 

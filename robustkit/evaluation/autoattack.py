@@ -69,8 +69,10 @@ class AutoAttack:
                     if self.version != "rand":
                         proven &= ~is_right(logits(x_adv), labels)
                     if not torch.equal(claimed, proven):
-                        notes.append(f"AutoAttack: not all images that {part} claims to have broken stood our check; "
-                                     "they count as not broken by it")
+                        notes.append(
+                            f"AutoAttack: not all images that {part} claims to have broken stood our check; "
+                            "they count as not broken by it"
+                        )
                     right[left] = ~proven
                 breakdown[part] = int(right.sum()) / len(right)
         return Outcomes(right, breakdown, (*notes, *_worded(heard)))

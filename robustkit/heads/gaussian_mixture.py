@@ -59,9 +59,7 @@ class GaussianMixtureHead(nn.Module):
             features = features.float()
             centres = self.centres.float()
             squared = (
-                features.square().sum(dim=1, keepdim=True)
-                + centres.square().sum(dim=1)
-                - 2 * features @ centres.T
+                features.square().sum(dim=1, keepdim=True) + centres.square().sum(dim=1) - 2 * features @ centres.T
             )
             logits = -squared / 2
             if y is None:

@@ -105,8 +105,16 @@ def radii(reports: Sequence[dict[str, Any]]) -> Figure:
     figure = _figure(6.6, 1.6 + 0.17 * max(5, len(values)))
     axes = figure.subplots()
     epochs = [report["epoch"] for report in reports]
-    image = axes.imshow(100 * shares, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=100,
-                        interpolation="nearest", extent=(0.5, len(epochs) + 0.5, -0.5, len(values) - 0.5))
+    image = axes.imshow(
+        100 * shares,
+        aspect="auto",
+        origin="lower",
+        cmap="Blues",
+        vmin=0,
+        vmax=100,
+        interpolation="nearest",
+        extent=(0.5, len(epochs) + 0.5, -0.5, len(values) - 0.5),
+    )
     means = [report["train"]["epsilon"] * 255 for report in reports]
     heights = np.interp(means, values, np.arange(len(values))) if len(values) > 1 else np.zeros(len(means))
     axes.plot(range(1, len(epochs) + 1), heights, color="white", linewidth=3)
@@ -164,8 +172,11 @@ def examples(parts: Parts) -> Figure:
     for axes, label in zip(grid[-1], batch.y.tolist(), strict=True):
         axes.set_xlabel(f"true: {parts.data.classes[label][:12]}", fontsize=8)
     radius = f"{parts.recipe.threat.epsilon * 255:.3g}/255"
-    figure.suptitle(f"Test images within {parts.recipe.threat.norm} {radius}: predicted class, and the probability of "
-                    "the true one", fontsize=9, fontweight="bold")
+    figure.suptitle(
+        f"Test images within {parts.recipe.threat.norm} {radius}: predicted class, and the probability of the true one",
+        fontsize=9,
+        fontweight="bold",
+    )
     return figure
 
 

@@ -98,10 +98,21 @@ class TerminalDisplay:
     def epoch(self, report: dict[str, Any]) -> None:
         assert self._parts is not None
         recipe, validation, training = self._parts.recipe, report.get("validation", {}), report.get("training", {})
-        shares = [f"{formats.percent(part[name])} %" if name in part else "-"
-                  for part in (validation, training) for name in ("natural", "robust")]
-        cells = [f"{report['epoch']}/{recipe.epochs}", f"{report['train']['objective']:.4f}", "", *shares[:2], "",
-                 *shares[2:], f"{report['lr']:.3g}", formats.duration(report["seconds"])]
+        shares = [
+            f"{formats.percent(part[name])} %" if name in part else "-"
+            for part in (validation, training)
+            for name in ("natural", "robust")
+        ]
+        cells = [
+            f"{report['epoch']}/{recipe.epochs}",
+            f"{report['train']['objective']:.4f}",
+            "",
+            *shares[:2],
+            "",
+            *shares[2:],
+            f"{report['lr']:.3g}",
+            formats.duration(report["seconds"]),
+        ]
         best = "  best" if self._parts.best.get("epoch") == report["epoch"] else ""
         self.say("".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)) + best)
         self._mark = time.monotonic()  # what validation took is not the next step's

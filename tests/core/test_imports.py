@@ -8,8 +8,18 @@ from pathlib import Path
 
 import robustkit
 
-STRATEGIES = ("threats", "epsilons", "attacks", "objectives", "targets", "heads", "losses", "weights", "optimizers",
-              "schedules")
+STRATEGIES = (
+    "threats",
+    "epsilons",
+    "attacks",
+    "objectives",
+    "targets",
+    "heads",
+    "losses",
+    "weights",
+    "optimizers",
+    "schedules",
+)
 CORE = Path(robustkit.__file__).parent / "core"
 
 
@@ -46,9 +56,12 @@ def test_no_core_file_names_a_strategy_package() -> None:
 
 
 def test_importing_robustkit_and_the_registry_is_cheap() -> None:
-    for code in ("import robustkit", "import robustkit.core.registry",
-                 "from robustkit.core.registry import registry\nregistry('attack').names()",
-                 "from robustkit.core.registry import entries\nassert len(list(entries('attack')))"):
+    for code in (
+        "import robustkit",
+        "import robustkit.core.registry",
+        "from robustkit.core.registry import registry\nregistry('attack').names()",
+        "from robustkit.core.registry import entries\nassert len(list(entries('attack')))",
+    ):
         loaded = loaded_after(code)
         heavy = {"torch", "numpy", "timm", "torchvision", "accelerate", "sklearn", "matplotlib", "rich"} & loaded
         assert heavy == set(), code
@@ -57,8 +70,10 @@ def test_importing_robustkit_and_the_registry_is_cheap() -> None:
 def test_public_names_load_when_used() -> None:
     loaded_after("import robustkit\nfor name in robustkit.__all__: assert getattr(robustkit, name) is not None")
     assert set(robustkit.__all__) <= {*dir(robustkit), *robustkit._HOMES}
-    loaded_after("try:\n    import robustkit; robustkit.nothing\nexcept AttributeError as error:\n"
-                 "    assert 'nothing' in str(error)\nelse:\n    raise SystemExit(1)")
+    loaded_after(
+        "try:\n    import robustkit; robustkit.nothing\nexcept AttributeError as error:\n"
+        "    assert 'nothing' in str(error)\nelse:\n    raise SystemExit(1)"
+    )
 
 
 def test_one_strategy_does_not_drag_in_the_others() -> None:

@@ -14,7 +14,7 @@ from robustkit.core.override import literal, override
 from robustkit.core.recipe import Recipe, Suite
 from robustkit.core.registry import registry
 from robustkit.core.spec import spec
-from robustkit.data import Synthetic
+from robustkit.datasets import Synthetic
 from robustkit.epsilons import ECAS, Cyclic, Fixed
 from robustkit.losses import Align
 from robustkit.objectives import Margin
@@ -118,8 +118,15 @@ def test_places_in_tuples() -> None:
     assert override(BASE, ["evaluation.0.threat=l2", "evaluation.0.threat.epsilon=1"]).evaluation[0].threat == L2(
         epsilon=1
     )
-    for wrong in ("evaluation.1.images=3", "evaluation.x.images=3", "evaluation.-1.images=3", "evaluation.0=3",
-                  "evaluation.images=3", f"evaluation.{'9' * 5000}.images=3", "evaluation.².images=3"):
+    for wrong in (
+        "evaluation.1.images=3",
+        "evaluation.x.images=3",
+        "evaluation.-1.images=3",
+        "evaluation.0=3",
+        "evaluation.images=3",
+        f"evaluation.{'9' * 5000}.images=3",
+        "evaluation.².images=3",
+    ):
         with pytest.raises(SpecError, match="evaluation") as caught:
             override(BASE, [wrong])
         assert len(str(caught.value)) < 6000
@@ -153,10 +160,27 @@ def test_text_stays_text() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("8/255", 8 / 255), ("1e-3", 1e-3), ("-1.5", -1.5), ("2*3+1", 7), ("(1+2)*3", 9), ("1/4-1", -0.75),
-        ("inf", math.inf), ("-inf", -math.inf), ("1,2", (1, 2)), ("(1,)", (1,)), ("[1, 2]", (1, 2)), ("()", ()),
-        ("'a'", "a"), ("none", None), ("True", True), ("false", False), (" 3 ", 3), ("--3", 3),
-        ("3/255,4/255", (3 / 255, 4 / 255)), ("1_000", 1000), ("0x10", 16),
+        ("8/255", 8 / 255),
+        ("1e-3", 1e-3),
+        ("-1.5", -1.5),
+        ("2*3+1", 7),
+        ("(1+2)*3", 9),
+        ("1/4-1", -0.75),
+        ("inf", math.inf),
+        ("-inf", -math.inf),
+        ("1,2", (1, 2)),
+        ("(1,)", (1,)),
+        ("[1, 2]", (1, 2)),
+        ("()", ()),
+        ("'a'", "a"),
+        ("none", None),
+        ("True", True),
+        ("false", False),
+        (" 3 ", 3),
+        ("--3", 3),
+        ("3/255,4/255", (3 / 255, 4 / 255)),
+        ("1_000", 1000),
+        ("0x10", 16),
     ],
 )
 def test_literals(text: str, value: Any) -> None:
@@ -166,21 +190,54 @@ def test_literals(text: str, value: Any) -> None:
 EVIL = [
     "__import__('os').system('touch {mark}')",
     "open('{mark}','w')",
-    "exec('open(\"{mark}\",\"w\")')",
+    'exec(\'open("{mark}","w")\')',
     "[open('{mark}','w') for _ in [1]]",
     "(lambda: open('{mark}','w'))()",
     "().__class__.__bases__[0].__subclasses__()",
-    "f'{{open(\"{mark}\",\"w\")}}'",
+    'f\'{{open("{mark}","w")}}\'',
     "(x:=open('{mark}','w'))",
     "1 if open('{mark}','w') else 2",
     "epochs",
     "1.0.__class__",
 ]
 COSTLY = [
-    "9**9**9**9", "10**10**10", "2**100000", "1<<10000000000", "'a'*10**10", "'a'*1000000000", "(1,)*10**9",
-    "[0]*1000000000", "1e400-1e400", "9" * 100_000, "-" * 20_000 + "1", "(" * 20_000, "(" * 90 + "1" + ")" * 90,
-    "+".join(["1"] * 50_000), "*".join(["9" * 4000] * 500), "1/0", "0/0", "1%0", "\x00", "\udc80", "1j", "...", "b'a'",
-    "{}", "{1: 2}", "1 2", "", " ", "nan", "1//2", "~1", "not 1", "1 and 2", "1<2", "'a'+'b'", "-'a'", "-none",
+    "9**9**9**9",
+    "10**10**10",
+    "2**100000",
+    "1<<10000000000",
+    "'a'*10**10",
+    "'a'*1000000000",
+    "(1,)*10**9",
+    "[0]*1000000000",
+    "1e400-1e400",
+    "9" * 100_000,
+    "-" * 20_000 + "1",
+    "(" * 20_000,
+    "(" * 90 + "1" + ")" * 90,
+    "+".join(["1"] * 50_000),
+    "*".join(["9" * 4000] * 500),
+    "1/0",
+    "0/0",
+    "1%0",
+    "\x00",
+    "\udc80",
+    "1j",
+    "...",
+    "b'a'",
+    "{}",
+    "{1: 2}",
+    "1 2",
+    "",
+    " ",
+    "nan",
+    "1//2",
+    "~1",
+    "not 1",
+    "1 and 2",
+    "1<2",
+    "'a'+'b'",
+    "-'a'",
+    "-none",
 ]
 
 

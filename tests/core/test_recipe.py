@@ -11,7 +11,7 @@ from robustkit.core.errors import RecipeError, SpecError, UserError
 from robustkit.core.model import Model
 from robustkit.core.recipe import Recipe, Suite, Validation, load_recipe, px, result_key, save_recipe
 from robustkit.core.spec import canonical, digest, evolve, from_json, to_json
-from robustkit.data import Cifar10, Synthetic
+from robustkit.datasets import Cifar10, Synthetic
 from robustkit.epsilons import ECAS
 from robustkit.evaluation import Attacked, Clean
 from robustkit.losses import Align, CrossEntropy, Mixed, Trades
@@ -36,7 +36,11 @@ def recipe(**changes: Any) -> Recipe:
 
 UIAT = {"loss": Align(), "target": Momentum()}
 FULL = recipe(
-    **UIAT, epsilon=ECAS(), weights=AWP(), average=Exponential(), control=recipe(seed=3),
+    **UIAT,
+    epsilon=ECAS(),
+    weights=AWP(),
+    average=Exponential(),
+    control=recipe(seed=3),
     evaluation=(Suite(), Suite(name="l2", threat=L2(), measures=(Clean(),), images=5)),
 )
 
@@ -68,9 +72,17 @@ def test_json_of_an_older_version_may_leave_defaults_out() -> None:
 def test_the_digest_sees_every_setting_but_locations() -> None:
     base = recipe(data=Cifar10())
     seen = {digest(base)}
-    for change in ({"seed": 2}, {"epochs": 11}, {"threat": Linf(epsilon=4 * px)}, {"attack": PGD(steps=11)},
-                   {"weights": AWP()}, {"control": base}, {"validation": Validation(images=10)}, {"batch_size": 64},
-                   {"evaluation": ()}):
+    for change in (
+        {"seed": 2},
+        {"epochs": 11},
+        {"threat": Linf(epsilon=4 * px)},
+        {"attack": PGD(steps=11)},
+        {"weights": AWP()},
+        {"control": base},
+        {"validation": Validation(images=10)},
+        {"batch_size": 64},
+        {"evaluation": ()},
+    ):
         seen.add(digest(evolve(base, **change)))
     assert len(seen) == 10
     assert digest(evolve(base, data=Cifar10(root="/data/somewhere"))) == digest(base)
@@ -130,7 +142,7 @@ def test_wrong_settings(changes: dict[str, Any], words: str) -> None:
 SOURCE = """
 from robustkit import Model, Recipe, px
 from robustkit.attacks import PGD
-from robustkit.data import Synthetic
+from robustkit.datasets import Synthetic
 from robustkit.losses import CrossEntropy
 from robustkit.schedules import OneCycle
 from robustkit.threats import Linf
@@ -158,7 +170,9 @@ def test_a_python_file(tmp_path: Path) -> None:
 
 
 def test_a_file_may_define_its_own_strategy(tmp_path: Path) -> None:
-    own = SOURCE.replace("recipe = Recipe(", '''
+    own = SOURCE.replace(
+        "recipe = Recipe(",
+        """
 from robustkit import registry, setting, spec
 from robustkit.core.batch import Passes
 
@@ -179,7 +193,8 @@ class Halved:
         return Passes()
 
 
-recipe = Recipe(epsilon=Halved(share=0.25), ''')
+recipe = Recipe(epsilon=Halved(share=0.25), """,
+    )
     path = written(tmp_path, own)
     first, second = load_recipe(path), load_recipe(path)
     assert first.epsilon.share == 0.25 and digest(first) == digest(second)
@@ -208,8 +223,18 @@ def test_a_broken_file_says_where(tmp_path: Path, text: str, words: str) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "3", "null", '{"data": 1}', '{"data": {"name": "synthetic"}}', "[" * 100_000,
-     '{"data": {"name": "nope"}}', '{"epochs": 1e999}'],
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        '{"data": 1}',
+        '{"data": {"name": "synthetic"}}',
+        "[" * 100_000,
+        '{"data": {"name": "nope"}}',
+        '{"epochs": 1e999}',
+    ],
     ids=lambda text: text[:20] or "empty",
 )
 def test_broken_json_files(tmp_path: Path, text: str) -> None:

@@ -116,8 +116,12 @@ def test_a_class_may_be_defined_again(fresh: Any) -> None:
 
 
 def test_unknown_names_come_with_near_misses() -> None:
-    for kind, wrong, right in (("attack", "pdg", "pgd"), ("target", "uninversal", "universal"),
-                               ("epsilon", "cyclic-batches", "cyclic-batch"), ("threat", "l-inf", "linf")):
+    for kind, wrong, right in (
+        ("attack", "pdg", "pgd"),
+        ("target", "uninversal", "universal"),
+        ("epsilon", "cyclic-batches", "cyclic-batch"),
+        ("threat", "l-inf", "linf"),
+    ):
         with pytest.raises(RegistryError, match=f"unknown {kind} '{wrong}'; did you mean .*'{right}'"):
             registry(kind).get(wrong)
     with pytest.raises(RegistryError, match=r"known: .*linf"):
@@ -126,8 +130,9 @@ def test_unknown_names_come_with_near_misses() -> None:
         registry("attak")
 
 
-def test_a_broken_plugin_fails_for_its_own_name_alone(fresh: Any, tmp_path: Path,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_plugin_fails_for_its_own_name_alone(
+    fresh: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names, announce = fresh
     (tmp_path / "broken_plugin_a.py").write_text("raise ValueError('no luck')\n")
     (tmp_path / "good_plugin_a.py").write_text("class Good:\n    pass\n")

@@ -22,8 +22,13 @@ def world(seed: int = 0) -> World:
 def test_derived_seeds() -> None:
     """Stable across processes and versions: a run resumed elsewhere must draw the same."""
     assert derive(1, "attack", 3, 7) == derive(1, "attack", 3, 7)
-    keys = [(seed, purpose, epoch, step) for seed in range(4) for purpose in ("attack", "order", "torch/pass")
-            for epoch in range(12) for step in range(12)]
+    keys = [
+        (seed, purpose, epoch, step)
+        for seed in range(4)
+        for purpose in ("attack", "order", "torch/pass")
+        for epoch in range(12)
+        for step in range(12)
+    ]
     found = [derive(*key) for key in keys]
     assert len(set(found)) == len(found) and all(0 <= seed < 2**63 for seed in found)
     digest = hashlib.blake2b(b"0/weights", digest_size=8).hexdigest()
@@ -35,8 +40,13 @@ def test_derived_seeds() -> None:
 def test_the_seed_does_not_depend_on_pythons_hash_seed() -> None:
     code = "from robustkit.core.rng import derive; print(derive(5, 'attack', 1, 2))"
     for hash_seed in ("0", "1"):
-        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                               env={"PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"})
+        shown = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"},
+        )
         assert int(shown.stdout) == derive(5, "attack", 1, 2)
 
 
@@ -98,8 +108,17 @@ def test_epoch_order() -> None:
 def test_batches_per_epoch() -> None:
     assert [batches_per_epoch(n, 128) for n in (50_000, 48_976, 73_257)] == [391, 383, 573]
     assert SMALLEST_BATCH == 8
-    for samples, size, wanted in ((128, 128, 1), (135, 128, 1), (136, 128, 2), (12, 4, 3), (13, 4, 3), (15, 4, 3),
-                                  (7, 128, 0), (8, 128, 1), (3, 2, 1)):
+    for samples, size, wanted in (
+        (128, 128, 1),
+        (135, 128, 1),
+        (136, 128, 2),
+        (12, 4, 3),
+        (13, 4, 3),
+        (15, 4, 3),
+        (7, 128, 0),
+        (8, 128, 1),
+        (3, 2, 1),
+    ):
         assert batches_per_epoch(samples, size) == wanted
         starts = range(0, wanted * size, size)
         assert all(min(size, samples - start) >= min(8, size) for start in starts)

@@ -187,10 +187,20 @@ def test_evolve_checks_anew() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        None, 3, [], "pgd", {}, {"name": 3}, {"name": "pgdd"}, {"name": "pgd", "step": 3},
-        {"name": "pgd", "steps": "3"}, {"name": "pgd", "objective": None},
+        None,
+        3,
+        [],
+        "pgd",
+        {},
+        {"name": 3},
+        {"name": "pgdd"},
+        {"name": "pgd", "step": 3},
+        {"name": "pgd", "steps": "3"},
+        {"name": "pgd", "objective": None},
         {"name": "pgd", "objective": {"name": "kll"}},
-        {"name": "pgd", "norm": 1}, {"name": "pgd", "reach": 2.0}, {"name": "pgd", "steps": 10**400},
+        {"name": "pgd", "norm": 1},
+        {"name": "pgd", "reach": 2.0},
+        {"name": "pgd", "steps": 10**400},
         {"name": "pgd", "step_size": 10**400},
     ],
 )
@@ -200,8 +210,16 @@ def test_broken_json_is_a_users_mistake(data: Any) -> None:
 
 
 def test_broken_json_of_plain_specs() -> None:
-    for data in ({"need": 1, "many": {}}, {"need": 1, "pair": [1]}, {"need": 1, "inner": 3}, {"need": [1]},
-                 {"need": 1, "constant": 7}, {"need": 1, "attacks": {"name": "pgd"}}, [1], None):
+    for data in (
+        {"need": 1, "many": {}},
+        {"need": 1, "pair": [1]},
+        {"need": 1, "inner": 3},
+        {"need": [1]},
+        {"need": 1, "constant": 7},
+        {"need": 1, "attacks": {"name": "pgd"}},
+        [1],
+        None,
+    ):
         with pytest.raises(UserError):
             from_json(Outer, data)
     with pytest.raises(UserError, match=r"recipe\.attacks\[1\]"):
@@ -215,9 +233,21 @@ def test_digest() -> None:
     value = Outer(need=0.1)
     assert len(digest(value)) == 12 and int(digest(value), 16) >= 0
     assert digest(value) == digest(Outer(where="/elsewhere", word="up", need=0.1))
-    seen = {digest(Outer(need=0.1, **change)) for change in (
-        {}, {"flag": True}, {"word": "down"}, {"maybe": 0.0}, {"many": ()}, {"inner": Inner(size=4)},
-        {"threat": L2()}, {"attack": PGD()}, {"attack": PGD(steps=11)}, {"attacks": (PGD(),)})}
+    seen = {
+        digest(Outer(need=0.1, **change))
+        for change in (
+            {},
+            {"flag": True},
+            {"word": "down"},
+            {"maybe": 0.0},
+            {"many": ()},
+            {"inner": Inner(size=4)},
+            {"threat": L2()},
+            {"attack": PGD()},
+            {"attack": PGD(steps=11)},
+            {"attacks": (PGD(),)},
+        )
+    }
     assert len(seen) == 10
     assert digest(Cyclic()) != digest(Cyclic(values=(0.1,)))
     assert "where" not in canonical(value) and "where" in to_json(value)

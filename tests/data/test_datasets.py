@@ -13,20 +13,9 @@ from robustkit.core.errors import DataError, SpecError
 from robustkit.core.rng import whole
 from robustkit.core.spec import digest, from_json, to_json
 from robustkit.core.strategy import Dataset
-from robustkit.data import (
-    SVHN,
-    Cifar10,
-    Cifar100,
-    Data,
-    Digits,
-    ImageFolder,
-    InMemory,
-    Synthetic,
-    make_batch,
-    registry,
-    validation_split,
-)
-from robustkit.data.cifar import CIFAR10_CLASSES
+from robustkit.data import Data, InMemory, make_batch, validation_split
+from robustkit.datasets import SVHN, Cifar10, Cifar100, Digits, ImageFolder, Synthetic, registry
+from robustkit.datasets.cifar import CIFAR10_CLASSES
 
 CPU = torch.device("cpu")
 REAL = os.path.abspath(os.environ["ROBUSTKIT_CIFAR10_DIR"]) if "ROBUSTKIT_CIFAR10_DIR" in os.environ else None

@@ -32,7 +32,7 @@ from robustkit.core.errors import RecipeError
 from robustkit.core.recipe import Recipe
 from robustkit.core.rng import whole
 from robustkit.core.strategy import Reference
-from robustkit.data import Synthetic
+from robustkit.datasets import Synthetic
 from robustkit.epsilons import ECAS, Fixed
 from robustkit.objectives import KL, CrossEntropyObjective, InverseObjective, Margin
 from robustkit.threats import L2, Linf
@@ -231,9 +231,7 @@ def test_negated_cross_entropy_is_inverse_descent() -> None:
     model, x = model64(), images(6).double()
     budget = Budget(RADII.double(), STRIDES.double())
     found = run(PGD(steps=5, objective=InverseObjective(beta=0), start="clean"), model, x, budget, Linf())
-    wanted = one_by_one(
-        model, lambda out, y, natural: out.log_softmax(1)[0, y], x, x, Linf(), STRIDES, [5] * 6
-    )
+    wanted = one_by_one(model, lambda out, y, natural: out.log_softmax(1)[0, y], x, x, Linf(), STRIDES, [5] * 6)
     torch.testing.assert_close(found, wanted, atol=1e-9, rtol=0)
     easier = F.cross_entropy(model(found).logits, labels(6), reduction="none")
     plain = F.cross_entropy(model(x).logits, labels(6), reduction="none")

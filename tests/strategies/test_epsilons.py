@@ -196,8 +196,10 @@ def test_ecas_moves_statistics_in_mode_train_alone(mode: str) -> None:
         assert tracked(model) == seen + 1
         means = {name: value for name, value in statistics(model).items() if "running" in name}
         assert all(not torch.equal(value, before[f"state {name}"]) for name, value in means.items())
-        after = {name: before[name] if "running" in name or "tracked" in name else value
-                 for name, value in snapshot(model).items()}
+        after = {
+            name: before[name] if "running" in name or "tracked" in name else value
+            for name, value in snapshot(model).items()
+        }
         assert_same(before, after)  # weights, gradients and flags never
     else:
         assert_same(before, snapshot(model))

@@ -33,8 +33,11 @@ def test_sgd_is_torchs(nesterov: bool) -> None:
 def test_decay_may_spare_norms_and_biases() -> None:
     model = tiny_model()
     optimizer = SGD(decay_norm_and_bias=False, weight_decay=0.01).build(groups(model, lr_scale=2.0))
-    seen = {id(p): (group["weight_decay"], group.get("lr_scale", 1.0)) for group in optimizer.param_groups
-            for p in group["params"]}
+    seen = {
+        id(p): (group["weight_decay"], group.get("lr_scale", 1.0))
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     assert len(seen) == len(list(model.parameters())) == sum(len(group["params"]) for group in optimizer.param_groups)
     for name, parameter in model.named_parameters():
         assert seen[id(parameter)] == (0.01 if parameter.ndim > 1 else 0.0, 2.0 if name.startswith("head") else 1.0)

@@ -13,7 +13,7 @@ from robustkit.core.batch import Passes
 from robustkit.core.loop import Parts, step_passes, train_step
 from robustkit.core.model import Model
 from robustkit.core.recipe import Recipe, Validation
-from robustkit.data import Synthetic
+from robustkit.datasets import Synthetic
 from robustkit.engine import count_passes
 from robustkit.epsilons import ECAS, Cyclic
 from robustkit.heads import GaussianMixture
@@ -73,11 +73,9 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, int]] = {
     "ECAS-PGD-AT, frozen": ({"epsilon": ECAS(mode="train-frozen")}, (12, 10, 1), 24, 1),
     "ECAS-PGD-AT, eval": ({"epsilon": ECAS(mode="eval")}, (12, 10, 1), 24, 1),
     "TRADES": (TRADES, (13, 10, 2), 27, 2),
-    "IAT, beta 0": (
-        {"loss": Align(), "target": Inverse(objective=InverseObjective(beta=0))}, (17, 15, 1), 34, 2),
+    "IAT, beta 0": ({"loss": Align(), "target": Inverse(objective=InverseObjective(beta=0))}, (17, 15, 1), 34, 2),
     "IAT": ({"loss": Align(), "target": Inverse()}, (19, 15, 1), 36, 2),
-    "UIAT, beta 0": (
-        {"loss": Align(), "target": Universal(objective=InverseObjective(beta=0))}, (13, 11, 1), 26, 2),
+    "UIAT, beta 0": ({"loss": Align(), "target": Universal(objective=InverseObjective(beta=0))}, (13, 11, 1), 26, 2),
     "UIAT": ({"loss": Align(), "target": Universal()}, (15, 11, 1), 28, 2),
     "UIAT, momentum": ({"loss": Align(), "target": Momentum(start=0.0)}, (15, 11, 1), 28, 2),
     "UIAT, eval": ({"loss": Align(), "target": Universal(mode="eval")}, (15, 11, 1), 28, 1),
@@ -85,15 +83,16 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, int]] = {
     "ECAS-AWP": ({"weights": AWP(), "epsilon": ECAS()}, (13, 10, 2), 27, 2),
     "TRADES-AWP": (TRADES | {"weights": AWP(gamma=0.005)}, (15, 10, 4), 33, 2),
     "LDAT with PGD": ({"loss": Mixed(), "head": GaussianMixture()}, (12, 10, 2), 26, 1),
-    "LDAT with PGD, two forwards": (
-        {"loss": Mixed(joint=False), "head": GaussianMixture()}, (12, 10, 2), 26, 2),
+    "LDAT with PGD, two forwards": ({"loss": Mixed(joint=False), "head": GaussianMixture()}, (12, 10, 2), 26, 2),
     "natural target, not detached": ({"loss": Align(detach=False), "target": Natural()}, (12, 10, 2), 26, 2),
-    "the same with AWP": (
-        {"loss": Align(detach=False), "target": Natural(), "weights": AWP()}, (14, 10, 4), 32, 2),
+    "the same with AWP": ({"loss": Align(detach=False), "target": Natural(), "weights": AWP()}, (14, 10, 4), 32, 2),
     "UIAT-AWP": ({"loss": Align(), "target": Universal(), "weights": AWP()}, (16, 11, 2), 31, 2),
     "ECAS-UIAT, mixture, AWP": (
         {"loss": Align(), "target": Momentum(), "epsilon": ECAS(), "weights": AWP(), "head": GaussianMixture()},
-        (17, 11, 2), 32, 3),
+        (17, 11, 2),
+        32,
+        3,
+    ),
 }
 
 
@@ -254,8 +253,11 @@ def test_rates_reach_the_optimiser() -> None:
         assert backbone["nesterov"]
 
 
-@pytest.mark.parametrize("changes", [{}, TRADES, {"loss": Align(), "target": Universal()}, {"weights": AWP()}],
-                         ids=["pgd", "trades", "uiat", "awp"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, TRADES, {"loss": Align(), "target": Universal()}, {"weights": AWP()}],
+    ids=["pgd", "trades", "uiat", "awp"],
+)
 def test_the_model_comes_back_in_train_mode_with_everything_trainable(changes: dict[str, Any]) -> None:
     """UIAT 29."""
     parts = parts_of(recipe(**changes))
@@ -289,6 +291,14 @@ def test_the_total_is_the_sum_of_the_parts() -> None:
 
     by_part = given.passes(Progress.at(0, 5, 2))
     assert {name: passes.units for name, passes in by_part.items()} == {
-        "epsilon": 1, "attack": 20, "target": 5, "loss": 3, "weights": 3}
+        "epsilon": 1,
+        "attack": 20,
+        "target": 5,
+        "loss": 3,
+        "weights": 3,
+    }
     assert attrs.asdict(sum(by_part.values(), Passes())) == {
-        "forward": 17, "input_backward": 11, "parameter_backward": 2}
+        "forward": 17,
+        "input_backward": 11,
+        "parameter_backward": 2,
+    }

@@ -53,8 +53,17 @@ def test_one_cycle_is_torchs(epochs: int, steps: int, warm_up: float) -> None:
 
 def test_one_cycle_table_of_the_sheet() -> None:
     """UIAT 23: the check values of section 12.1."""
-    table = {0: (0.00400, 0.950), 5: (0.01317, 0.9405), 10: (0.03717, 0.9154), 25: (0.1, 0.85), 50: (0.0750, 0.875),
-             75: (0.0250, 0.925), 80: (0.01654, 0.9335), 90: (0.00432, 0.9457), 95: (0.00109, 0.949)}
+    table = {
+        0: (0.00400, 0.950),
+        5: (0.01317, 0.9405),
+        10: (0.03717, 0.9154),
+        25: (0.1, 0.85),
+        50: (0.0750, 0.875),
+        75: (0.0250, 0.925),
+        80: (0.01654, 0.9335),
+        90: (0.00432, 0.9457),
+        95: (0.00109, 0.949),
+    }
     for epoch, (lr, momentum) in table.items():
         rates = OneCycle()(Progress.at(391 * epoch, 100, 391))
         assert 0.1 * rates.lr_scale == pytest.approx(lr, abs=1e-5)
@@ -67,7 +76,13 @@ def test_one_cycle_settings() -> None:
     assert all(rates.momentum is None for rates in ours(OneCycle(cycle_momentum=False), 3, 4))
     theirs = torchs(
         lambda o: torch.optim.lr_scheduler.OneCycleLR(
-            o, 0.2, total_steps=400, pct_start=0.025, div_factor=10, final_div_factor=50, base_momentum=0.7,
+            o,
+            0.2,
+            total_steps=400,
+            pct_start=0.025,
+            div_factor=10,
+            final_div_factor=50,
+            base_momentum=0.7,
             max_momentum=0.99,
         ),
         400,
@@ -79,8 +94,20 @@ def test_one_cycle_settings() -> None:
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [*SIZES, (1, 1), (1, 2), (1, 3)])
-@pytest.mark.parametrize("schedule", [OneCycle(), Triangular(), Cosine(), Cosine(every="step"), MultiStep(), Constant(),
-                                      OneCycle(warm_up=0.01), Triangular(peak=0.9)], ids=str)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        OneCycle(),
+        Triangular(),
+        Cosine(),
+        Cosine(every="step"),
+        MultiStep(),
+        Constant(),
+        OneCycle(warm_up=0.01),
+        Triangular(peak=0.9),
+    ],
+    ids=str,
+)
 def test_rates_are_sane_in_runs_of_any_length(schedule: Any, epochs: int, steps: int) -> None:
     for rates in ours(schedule, epochs, steps):
         assert 0 <= rates.lr_scale <= 1 + 1e-9 and math.isfinite(rates.lr_scale)

@@ -15,7 +15,7 @@ from robustkit.core.order import epoch_order
 from robustkit.core.recipe import Recipe, Validation
 from robustkit.core.rng import whole
 from robustkit.core.strategy import Scene
-from robustkit.data import Digits
+from robustkit.datasets import Digits
 from robustkit.engine import Predictor
 from robustkit.losses import Align, CrossEntropy
 from robustkit.objectives import InverseObjective

@@ -86,9 +86,19 @@ def scripted(epochs: int, count: int = 32) -> dict[int, Tensor]:
     return {e: torch.randn(count, CLASSES, generator=generator).mul(2).softmax(dim=1) for e in range(epochs)}
 
 
-ALL = [Natural(), Inverse(steps=2), Inverse(steps=2, objective=InverseObjective(beta=0)), Universal(),
-       Universal(objective=InverseObjective(beta=0)), Momentum(), Momentum(inner=Natural(), start=0.0),
-       Momentum(inner=Inverse(steps=1)), OneOff(), OneOff(inner=Natural()), OneOff(freeze="perturbation")]
+ALL = [
+    Natural(),
+    Inverse(steps=2),
+    Inverse(steps=2, objective=InverseObjective(beta=0)),
+    Universal(),
+    Universal(objective=InverseObjective(beta=0)),
+    Momentum(),
+    Momentum(inner=Natural(), start=0.0),
+    Momentum(inner=Inverse(steps=1)),
+    OneOff(),
+    OneOff(inner=Natural()),
+    OneOff(freeze="perturbation"),
+]
 
 
 @pytest.mark.parametrize("spec", ALL, ids=str)
@@ -114,8 +124,9 @@ def test_a_target_is_rows_of_probabilities_and_leaves_no_trace(spec: Any, epoch:
     assert all(not tensor.requires_grad for tensor in getattr(target, "buffers", list)())
 
 
-@pytest.mark.parametrize("spec", [Inverse(), Inverse(objective=InverseObjective(beta=0)), Universal(), Momentum(),
-                                  OneOff()], ids=str)
+@pytest.mark.parametrize(
+    "spec", [Inverse(), Inverse(objective=InverseObjective(beta=0)), Universal(), Momentum(), OneOff()], ids=str
+)
 def test_an_exception_leaves_the_model_as_it_was(spec: Any) -> None:
     model = tiny_model()
     target = build(spec, world())
@@ -155,8 +166,17 @@ def test_natural_is_the_prediction_on_the_image() -> None:
 # Inverse
 
 
-def inverse_by_hand(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, beta: float, start: Tensor, steps: int,
-                    step_size: float, radius: float) -> Tensor:
+def inverse_by_hand(
+    model: nn.Module,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    beta: float,
+    start: Tensor,
+    steps: int,
+    step_size: float,
+    radius: float,
+) -> Tensor:
     """IAT's algorithm, image by image: descent of CE + beta (L1 to natural - L1 to adversarial features)."""
     model = model.eval()
     found = []
@@ -301,8 +321,9 @@ def test_universal_histogram() -> None:
     assert target.z.abs().max() <= radius
     clipped = target.z.abs() == target.z.abs().max()
     for position in range(1, 6):
-        target.prepare(scene(model, Batch(images(B, position), labels(B), torch.arange(B)), step=position), BUDGET,
-                       adversarial())
+        target.prepare(
+            scene(model, Batch(images(B, position), labels(B), torch.arange(B)), step=position), BUDGET, adversarial()
+        )
         assert target.z.abs().max() <= radius
         levels = (target.z[clipped] / radius).abs()
         assert ((levels - 1).abs().min(levels) < 1e-5).all()

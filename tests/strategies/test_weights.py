@@ -98,13 +98,17 @@ def test_awp_returns_and_leaves_no_trace() -> None:
     before, weights = snapshot(model), weights_of(model)
     with AWP(gamma=0.01).displaced(model, gradients_of(model), at_epoch(0, 10)):
         inside = snapshot(model)
-    assert_same({k: v for k, v in before.items() if k.removeprefix("state ") not in weights},
-                {k: v for k, v in inside.items() if k.removeprefix("state ") not in weights})
+    assert_same(
+        {k: v for k, v in before.items() if k.removeprefix("state ") not in weights},
+        {k: v for k, v in inside.items() if k.removeprefix("state ") not in weights},
+    )
     after = snapshot(model)
     for name, tensor in weights.items():
         torch.testing.assert_close(after[f"state {name}"], tensor, atol=1e-7, rtol=0)
-    assert_same({k: v for k, v in before.items() if k.removeprefix("state ") not in weights},
-                {k: v for k, v in after.items() if k.removeprefix("state ") not in weights})
+    assert_same(
+        {k: v for k, v in before.items() if k.removeprefix("state ") not in weights},
+        {k: v for k, v in after.items() if k.removeprefix("state ") not in weights},
+    )
 
 
 def test_a_step_inside_survives() -> None:

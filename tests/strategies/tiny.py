@@ -157,8 +157,11 @@ def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
     changed = [
         name
         for name, value in before.items()
-        if not (torch.equal(value, after[name]) if isinstance(value, Tensor) and after[name] is not None
-                else value is after[name] or value == after[name])
+        if not (
+            torch.equal(value, after[name])
+            if isinstance(value, Tensor) and after[name] is not None
+            else value is after[name] or value == after[name]
+        )
     ]
     assert changed == []
 

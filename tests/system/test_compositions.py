@@ -21,16 +21,27 @@ from robustkit.core.order import epoch_order
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import registry
 from robustkit.core.world import World
-from robustkit.data import Synthetic
 from robustkit.data.images import Data
+from robustkit.datasets import Synthetic
 from robustkit.engine import count_passes
 from robustkit.losses import Align
 from robustkit.targets import Momentum, Natural, OneOff
 from robustkit.testing import tiny_recipe
 from robustkit.weights import AWP
 
-KINDS = ("threat", "epsilon", "attack", "objective", "target", "head", "loss", "weights", "average", "schedule",
-         "optimizer")
+KINDS = (
+    "threat",
+    "epsilon",
+    "attack",
+    "objective",
+    "target",
+    "head",
+    "loss",
+    "weights",
+    "average",
+    "schedule",
+    "optimizer",
+)
 DATA = Synthetic(train=36, test=4, classes=4, size=8, channels=1)
 BATCH = 8
 
@@ -72,9 +83,7 @@ def data() -> Data:
 
 def assembled(recipe: Recipe) -> Parts:
     loaded = data()
-    world = World(
-        samples=len(loaded.train), training=0, classes=4, image_shape=loaded.train.shape, seed=recipe.seed
-    )
+    world = World(samples=len(loaded.train), training=0, classes=4, image_shape=loaded.train.shape, seed=recipe.seed)
     return assemble(recipe, loaded, world)
 
 

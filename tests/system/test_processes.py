@@ -25,7 +25,7 @@ from robustkit.attacks import PGD
 from robustkit.core import checkpoint
 from robustkit.core.recipe import Recipe, Suite, Validation, save_recipe
 from robustkit.core.registry import registry
-from robustkit.data import Synthetic
+from robustkit.datasets import Synthetic
 from robustkit.epsilons import ECAS
 from robustkit.evaluation import Attacked, Clean
 from robustkit.heads import GaussianMixture

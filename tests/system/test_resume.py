@@ -23,7 +23,7 @@ from robustkit.attacks import PGD
 from robustkit.core import checkpoint
 from robustkit.core.recipe import Recipe, Validation, save_recipe
 from robustkit.core.registry import registry
-from robustkit.data import Digits, Synthetic
+from robustkit.datasets import Digits, Synthetic
 from robustkit.epsilons import ECAS
 from robustkit.heads import GaussianMixture
 from robustkit.losses import Align, Mixed
@@ -35,8 +35,19 @@ from robustkit.targets import Inverse, Momentum, OneOff, Universal
 from robustkit.testing import tiny_recipe
 from robustkit.weights import AWP, Exponential
 
-KINDS = ("threat", "epsilon", "attack", "objective", "target", "head", "loss", "weights", "average", "schedule",
-         "optimizer")
+KINDS = (
+    "threat",
+    "epsilon",
+    "attack",
+    "objective",
+    "target",
+    "head",
+    "loss",
+    "weights",
+    "average",
+    "schedule",
+    "optimizer",
+)
 STRATEGIES = [(kind, name) for kind in KINDS for name in registry(kind).names()]
 REFUSED = {"inverse"}
 """Objectives that are none for an attack."""
@@ -134,8 +145,10 @@ def test_stopped_after_every_step(tmp_path: Path) -> None:
     recipe = everything()
     run(recipe, out=tmp_path / "whole", device="cpu")
     for step in range(1, 16):
-        go = run(recipe, out=tmp_path / "parts", device="cpu", max_steps=1) if step == 1 else resume(
-            tmp_path / "parts", device="cpu", max_steps=step
+        go = (
+            run(recipe, out=tmp_path / "parts", device="cpu", max_steps=1)
+            if step == 1
+            else resume(tmp_path / "parts", device="cpu", max_steps=step)
         )
         assert go.stopped == "steps"
     assert resume(tmp_path / "parts", device="cpu").stopped == ""
@@ -149,8 +162,9 @@ COMPOSITIONS = {
     "momentum of inverse": everything(target=Momentum(inner=Inverse(steps=1), start=0.5)),
     "target with gradient": everything(loss=Align(detach=False)),
     "joint": everything(target=None, loss=Mixed()),
-    "accumulate": everything(target=Momentum(inner=Inverse(steps=1), start=0.5), weights=registry("weights").get(
-        "still")(), accumulate=2),
+    "accumulate": everything(
+        target=Momentum(inner=Inverse(steps=1), start=0.5), weights=registry("weights").get("still")(), accumulate=2
+    ),
     "bfloat16": evolve(everything(), precision=evolve(everything().precision, attack="bf16", outer="bf16")),
     "digits": everything(
         data=Digits(augment="crop"), batch_size=64, validation=Validation(images=1300, train_images=0, attack=None)

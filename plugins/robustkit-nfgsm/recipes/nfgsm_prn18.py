@@ -14,7 +14,7 @@ the attack runs in training mode. Unlike there, 1,024 training images are held o
 from robustkit_nfgsm import NFGSM
 
 from robustkit import Model, Recipe, Suite, px
-from robustkit.data import Cifar10
+from robustkit.datasets import Cifar10
 from robustkit.evaluation import PGD_50_10, STANDARD
 from robustkit.losses import CrossEntropy
 from robustkit.optimizers import SGD

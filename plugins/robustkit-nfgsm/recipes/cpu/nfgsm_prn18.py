@@ -10,7 +10,7 @@ Measured:   not yet
 from robustkit_nfgsm import NFGSM
 
 from robustkit import Model, Precision, Recipe, Suite, Validation, px
-from robustkit.data import Cifar10
+from robustkit.datasets import Cifar10
 from robustkit.evaluation import CW, PGD_20, AutoAttack, Clean
 from robustkit.losses import CrossEntropy
 from robustkit.optimizers import SGD

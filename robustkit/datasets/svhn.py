@@ -10,7 +10,7 @@ from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 from robustkit.data.augment import Augment, Augmentation, Padding, augmentation
 from robustkit.data.images import Data, InMemory
-from robustkit.data.published import load_published
+from robustkit.datasets.published import load_published
 
 
 @registry("dataset").register("svhn")

@@ -12,7 +12,7 @@ from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 from robustkit.data.augment import Augment, Augmentation, Padding, augmentation
 from robustkit.data.images import Data, InMemory, first_per_class
-from robustkit.data.published import load_published
+from robustkit.datasets.published import load_published
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

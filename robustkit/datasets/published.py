@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from robustkit.core.errors import DataError
-from robustkit.data.image_folder import read_image_folder
 from robustkit.data.images import Data, describe
-from robustkit.data.location import locate
+from robustkit.datasets.image_folder import read_image_folder
+from robustkit.datasets.location import locate
 
 
 def load_published(

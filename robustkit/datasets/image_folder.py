@@ -15,7 +15,7 @@ from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 from robustkit.data.augment import Augment, Augmentation, Padding, augmentation
 from robustkit.data.images import Data, InMemory, describe
-from robustkit.data.location import locate
+from robustkit.datasets.location import locate
 
 CHUNK = 64
 TINY = 8192
