@@ -256,14 +256,14 @@ def test_nothing_is_evaluated(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", COSTLY, ids=lambda text: repr(text[:12]))
 def test_odd_values_are_refused_cheaply(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for path in ("threat.epsilon", "batch_size", "attack", "optimizer.nesterov"):
         if path == "threat.epsilon" and text.strip("()") == "1":
             continue
         with pytest.raises(UserError) as caught:
             override(BASE, [f"{path}={text}"])
         assert "\n" not in str(caught.value)[:200]
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("path", ["threat.epsilon", "optimizer.lr", "epochs", "epsilon.value", "loss.weight"])
