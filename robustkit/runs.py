@@ -8,17 +8,10 @@ checkpoint, draw the figures, and do the same for the recipe's control.
 
 from __future__ import annotations
 
-import importlib.metadata
-import itertools
 import json
-import platform
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,14 +23,16 @@ import robustkit
 from robustkit.core import checkpoint
 from robustkit.core.batch import Progress
 from robustkit.core.errors import CheckpointError, RecipeError, RegistryError, UserError
-from robustkit.core.loop import Display, Parts, Totals, assemble, train
-from robustkit.core.recipe import Recipe, load_recipe, result_key, save_recipe
+from robustkit.core.loop import Display, train
+from robustkit.core.parts import Parts, Totals, assemble
+from robustkit.core.recipe import Recipe, load_recipe, result_key
 from robustkit.core.registry import hint, registry
 from robustkit.core.spec import digest, evolve, flatten, to_json
 from robustkit.core.world import World
 from robustkit.engine import Predictor
+from robustkit.folder import new_folder, read_results, write_facts, write_results
+from robustkit.limits import Limits
 
-SAVE_EVERY_SECONDS = 600.0
 CHECKPOINTS = ("last", "best")
 
 
@@ -79,50 +74,6 @@ class Outcome:
     control: dict[str, Any] | None = None
 
 
-@attrs.define
-class Limits:
-    """When to stop before the end, and the signals that ask for it."""
-
-    max_steps: int | None = None
-    deadline: float | None = None  # of time.monotonic()
-    rehearsal: bool = False  # evaluate all the same where training stops at `max_steps`
-    asked: str = ""  # by a signal
-    saved: float = attrs.field(factory=time.monotonic)
-
-    def reason(self, parts: Parts | None = None) -> str:
-        if self.asked:
-            return self.asked
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            return "time"
-        if parts is not None and self.max_steps is not None and parts.step >= self.max_steps:
-            return "steps"
-        return ""
-
-    def should_save(self) -> bool:
-        return time.monotonic() - self.saved > SAVE_EVERY_SECONDS
-
-    @contextmanager
-    def listening(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Ctrl-C asks for a stop after the step, a second one is obeyed at once; SIGTERM counts as time being up."""
-
-        def ask(number: int, frame: Any) -> None:
-            if self.asked == "interrupt" and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.asked = "interrupt" if number == signal.SIGINT else "time"
-            say("Stopping after this step or measure; Ctrl-C once more stops at once")
-
-        try:
-            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: nothing to listen to
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 def run(
     recipe: Recipe,
     *,
@@ -148,9 +99,9 @@ def run(
         UserError: the folder exists or cannot be written, the data are missing, or do not fit the recipe.
     """
     world = make_world(recipe, device)
-    folder = _new_folder(out, source, world)
+    folder = new_folder(out, source, world)
     if world.rank == 0:
-        _write_facts(folder, recipe, source, overrides, world)
+        write_facts(folder, recipe, source, overrides, world)
     world.barrier()
     limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time, rehearse)
     try:
@@ -320,7 +271,7 @@ def _go_on(folder: Path, recipe: Recipe, world: World, limits: Limits, display: 
             if not stopped and recipe.control is not None:
                 if world.rank == 0 and not (folder / "control" / "recipe.json").is_file():
                     (folder / "control").mkdir(exist_ok=True)
-                    _write_facts(folder / "control", recipe.control, None, (), world)
+                    write_facts(folder / "control", recipe.control, None, (), world)
                 world.barrier()
                 display.say("Control: " + _describe(recipe.control))
                 beside = attrs.evolve(world, seed=recipe.control.seed)
@@ -466,28 +417,6 @@ def judge(
     return ""
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """results.json of a run, {} where there is none yet.
-
-    Raises:
-        UserError: it is not JSON.
-    """
-    path = folder / "results.json"
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"not JSON: {error}", place=str(path), remedy="remove it and resume the run") from error
-    if not isinstance(data, dict):
-        raise UserError("not an object", place=str(path), remedy="remove it and resume the run")
-    return data
-
-
-def write_results(folder: Path, results: dict[str, Any]) -> None:
-    checkpoint.write_text(folder / "results.json", json.dumps(results, indent=2, sort_keys=True) + "\n")
-
-
 def smoke(recipe: Recipe) -> Recipe:
     """The recipe on a handful of random images of its own shape: every part runs, nothing is learnt.
 
@@ -517,88 +446,6 @@ def smoke(recipe: Recipe) -> Recipe:
         evaluation=suites,
         control=None if recipe.control is None else smoke(recipe.control),
     )
-
-
-def _new_folder(out: str | Path | None, source: str | Path | None, world: World) -> Path:
-    """Makes the run's folder; in the default place, the first number that is free. One process makes it for all."""
-    made: Path | UserError | None = None
-    if world.rank == 0:
-        stem = Path(source).stem if source is not None else "run"
-        numbered = (Path("runs", f"{stem}-{number}") for number in itertools.count(1))
-        folder = Path(out) if out is not None else next(path for path in numbered if not path.exists())
-        try:
-            _make(folder)
-            made = folder
-        except UserError as error:
-            made = error
-    made = world.share(made)
-    if isinstance(made, UserError):
-        raise made
-    assert made is not None
-    return made
-
-
-def _make(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        remedy = f"choose another --out, or go on with `robustkit resume {folder}`"
-        raise UserError("exists already and is not empty", place=str(folder), remedy=remedy)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        fault = f"cannot be written: {error.strerror}"
-        raise UserError(fault, place=str(folder), remedy="choose another --out") from error
-
-
-def _write_facts(
-    folder: Path, recipe: Recipe, source: str | Path | None, overrides: tuple[str, ...], world: World
-) -> None:
-    """recipe.py, environment.json, and recipe.json last: with it the folder is a run."""
-    if source is not None and Path(source).suffix == ".py":
-        shutil.copyfile(source, folder / "recipe.py")
-    environment = {
-        "robustkit": robustkit.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in ("torch", "torchvision", "timm", "accelerate", "pyautoattack")},
-        "device": str(world.device),
-        "device_name": _device_name(world.device),
-        "processes": world.size,
-        "threads": torch.get_num_threads(),
-        "precision": to_json(recipe.precision),
-        "path": "eager, channels-last",
-        "command": sys.argv,
-        "source": None if source is None else str(source),
-        "overrides": list(overrides),
-        "digest": digest(recipe),
-        "git_commit": _git_commit(Path(source).resolve().parent if source is not None else Path.cwd()),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
-    save_recipe(recipe, folder / "recipe.json")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit(folder: Path) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _agreed(reason: str, world: World) -> str:

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from robustkit.core.batch import Passes
-from robustkit.core.loop import Parts, assemble, train_step
+from robustkit.core.loop import train_step
 from robustkit.core.order import epoch_order
 from robustkit.core.override import override
+from robustkit.core.parts import Parts, assemble
 from robustkit.core.recipe import Recipe, load_recipe
 from robustkit.core.registry import FOLDERS, registry
 from robustkit.core.spec import from_json, to_json

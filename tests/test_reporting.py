@@ -18,7 +18,7 @@ from rich.console import Console
 from robustkit import Model, Recipe, Suite, Validation, override
 from robustkit.attacks import PGD
 from robustkit.core.batch import Progress
-from robustkit.core.loop import Parts, Totals
+from robustkit.core.parts import Parts, Totals
 from robustkit.datasets import Synthetic
 from robustkit.epsilons import ECAS
 from robustkit.evaluation import Attacked, Clean

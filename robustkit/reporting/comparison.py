@@ -11,9 +11,10 @@ from rich.console import Console
 
 from robustkit.core.recipe import Recipe, load_recipe
 from robustkit.core.spec import digest, flatten, to_json
+from robustkit.folder import read_results
 from robustkit.reporting import formats
 from robustkit.reporting.tables import columns, plain_table, print_results
-from robustkit.runs import read_results, recipe_of
+from robustkit.runs import recipe_of
 
 ABSENT = "-"
 

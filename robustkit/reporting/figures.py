@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robustkit.attacks.pgd import PGD
 from robustkit.core.batch import Batch, Budget
-from robustkit.core.loop import Parts
+from robustkit.core.parts import Parts
 from robustkit.core.rng import whole
 from robustkit.core.strategy import Predict
 from robustkit.data.loader import make_batch

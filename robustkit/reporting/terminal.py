@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustkit.core.batch import Progress
-from robustkit.core.loop import Parts, Totals
+from robustkit.core.parts import Parts, Totals
 from robustkit.core.recipe import Recipe
 from robustkit.core.spec import digest
 from robustkit.reporting import consoles, formats

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from robustkit.attacks import PGD
 from robustkit.core.batch import Passes
-from robustkit.core.loop import Parts, step_passes, train_step
+from robustkit.core.loop import step_passes, train_step
 from robustkit.core.model import Model
+from robustkit.core.parts import Parts
 from robustkit.core.recipe import Recipe, Validation
 from robustkit.datasets import Synthetic
 from robustkit.engine import count_passes

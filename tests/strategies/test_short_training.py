@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from robustkit.attacks import PGD
 from robustkit.core.batch import Batch, Budget, Part, Progress
-from robustkit.core.loop import Parts, train_step
+from robustkit.core.loop import train_step
 from robustkit.core.model import Model
 from robustkit.core.order import epoch_order
+from robustkit.core.parts import Parts
 from robustkit.core.recipe import Recipe, Validation
 from robustkit.core.rng import whole
 from robustkit.core.strategy import Scene

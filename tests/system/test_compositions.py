@@ -16,8 +16,9 @@ import torch
 from robustkit import UserError, evolve, load_recipe
 from robustkit.attacks import PGD
 from robustkit.core.batch import Passes
-from robustkit.core.loop import Parts, assemble, step_passes, train_step
+from robustkit.core.loop import step_passes, train_step
 from robustkit.core.order import epoch_order
+from robustkit.core.parts import Parts, assemble
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import registry
 from robustkit.core.world import World

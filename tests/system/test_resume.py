@@ -280,9 +280,10 @@ stub.draw = lambda *arguments: None
 sys.modules["robustkit.reporting.figures"] = stub
 import torch
 torch.set_num_threads(1)
+import robustkit.limits as limits
 import robustkit.runs as runs
 from robustkit import load_recipe
-runs.SAVE_EVERY_SECONDS = 0.0  # a checkpoint after every step
+limits.SAVE_EVERY_SECONDS = 0.0  # a checkpoint after every step
 command, recipe, folder = sys.argv[1:]
 if command == "run":
     runs.run(load_recipe(recipe), out=folder, device="cpu")

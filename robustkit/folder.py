@@ -1,0 +1,127 @@
+"""The folder of a run: how it is made, what it says of its origin, and the results in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import robustkit
+from robustkit.core import checkpoint
+from robustkit.core.errors import UserError
+from robustkit.core.recipe import Recipe, save_recipe
+from robustkit.core.spec import digest, to_json
+from robustkit.core.world import World
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of a run, {} where there is none yet.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"not JSON: {error}", place=str(path), remedy="remove it and resume the run") from error
+    if not isinstance(data, dict):
+        raise UserError("not an object", place=str(path), remedy="remove it and resume the run")
+    return data
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    checkpoint.write_text(folder / "results.json", json.dumps(results, indent=2, sort_keys=True) + "\n")
+
+
+def new_folder(out: str | Path | None, source: str | Path | None, world: World) -> Path:
+    """Makes the run's folder; in the default place, the first number that is free. One process makes it for all."""
+    made: Path | UserError | None = None
+    if world.rank == 0:
+        stem = Path(source).stem if source is not None else "run"
+        numbered = (Path("runs", f"{stem}-{number}") for number in itertools.count(1))
+        folder = Path(out) if out is not None else next(path for path in numbered if not path.exists())
+        try:
+            _make(folder)
+            made = folder
+        except UserError as error:
+            made = error
+    made = world.share(made)
+    if isinstance(made, UserError):
+        raise made
+    assert made is not None
+    return made
+
+
+def _make(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        remedy = f"choose another --out, or go on with `robustkit resume {folder}`"
+        raise UserError("exists already and is not empty", place=str(folder), remedy=remedy)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        fault = f"cannot be written: {error.strerror}"
+        raise UserError(fault, place=str(folder), remedy="choose another --out") from error
+
+
+def write_facts(
+    folder: Path, recipe: Recipe, source: str | Path | None, overrides: tuple[str, ...], world: World
+) -> None:
+    """recipe.py, environment.json, and recipe.json last: with it the folder is a run."""
+    if source is not None and Path(source).suffix == ".py":
+        shutil.copyfile(source, folder / "recipe.py")
+    environment = {
+        "robustkit": robustkit.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in ("torch", "torchvision", "timm", "accelerate", "pyautoattack")},
+        "device": str(world.device),
+        "device_name": _device_name(world.device),
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "precision": to_json(recipe.precision),
+        "path": "eager, channels-last",
+        "command": sys.argv,
+        "source": None if source is None else str(source),
+        "overrides": list(overrides),
+        "digest": digest(recipe),
+        "git_commit": _git_commit(Path(source).resolve().parent if source is not None else Path.cwd()),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+    save_recipe(recipe, folder / "recipe.json")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit(folder: Path) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
