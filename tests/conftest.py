@@ -1,0 +1,22 @@
+"""Names are global to the process: what a test registers goes when it ends."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from robustkit.core.registry import FOLDERS, registry
+
+for _kind in FOLDERS:
+    for _name in registry(_kind).names():
+        registry(_kind).get(_name)  # all that is installed, so that a test cannot be the first to load it
+
+
+@pytest.fixture(autouse=True)
+def _own_names() -> Iterator[None]:
+    held = {kind: (dict(registry(kind)._classes), dict(registry(kind)._names)) for kind in FOLDERS}
+    yield
+    for kind, (classes, names) in held.items():
+        registry(kind)._classes.clear()
+        registry(kind)._classes.update(classes)
+        registry(kind)._names.clear()
+        registry(kind)._names.update(names)
