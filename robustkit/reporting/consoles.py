@@ -6,7 +6,7 @@ import os
 
 from rich.console import Console
 
-PIPED_WIDTH = 120
+PIPED_WIDTH = 140
 """Columns of what is not a terminal (COLUMNS overrules it): tables in files and logs need not fit a screen."""
 
 

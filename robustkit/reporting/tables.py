@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from rich import box
@@ -34,19 +33,12 @@ def columns(model: str, results: dict[str, Any]) -> list[Column]:
 
 
 def print_results(console: Console, shown: Sequence[Column], *, title: str = "") -> None:
-    """Prints all columns side by side; where the console is too narrow, model by model, then column by column."""
+    """Prints all columns side by side in one table; where the console is too narrow, one below the other in one."""
     if not shown:
         console.print("No results yet.")
         return
-    by_model = [list(group) for _, group in groupby(shown, key=lambda column: column.model)]
-    for groups in ([list(shown)], by_model):
-        made = [results_table(group, title=title) for group in groups]
-        if all(_width(console, table) <= console.width for table in made):
-            break
-    else:
-        made = [results_table([column], title=title) for column in shown]
-    for table in made:
-        console.print(table)
+    table = results_table(shown, title=title)
+    console.print(table if _width(console, table) <= console.width else stacked_table(shown, title=title))
     for note in notes(shown):
         console.print(note, style="dim")
 
@@ -65,6 +57,24 @@ def results_table(shown: Sequence[Column], *, title: str = "") -> Table:
         found = [column.results.get(key) for column in shown]
         cells = [cell for entry in found for cell in _cells(entry)]
         table.add_row(key, _images([entry["n"] for entry in found if entry], most), *cells)
+    return table
+
+
+def stacked_table(shown: Sequence[Column], *, title: str = "") -> Table:
+    """The same for narrow consoles: a section for each column, a row for each measure."""
+    table = plain_table(title=title)
+    table.add_column("Model")
+    table.add_column("Measure")
+    table.add_column("Test images", justify="right")
+    for heading in ("Accuracy %  (95 %)", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    most = max((entry["n"] for column in shown for entry in column.results.values()), default=0)
+    for column in shown:
+        names = [f"{column.model}, {column.checkpoint}"]
+        for key in sorted(column.results, key=_position):
+            entry = column.results[key]
+            table.add_row(names.pop() if names else "", key, _images([entry["n"]], most), *_cells(entry))
+        table.add_section()
     return table
 
 
