@@ -30,7 +30,7 @@ robust = Recipe(
     loss=Align(weight=3.5),
     optimizer=SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4),
     schedule=OneCycle(),
-    epochs=12,
+    epochs=18,
     batch_size=64,
     validation=Validation(images=128, train_images=128),
     evaluation=(Suite(measures=(Clean(), PGD_20, CW, AutoAttack(images=50))),),
