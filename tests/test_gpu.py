@@ -22,7 +22,7 @@ from robustkit.weights import AWP
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 RECIPE = Recipe(
-    data=Digits(augment="crop"),
+    data=Digits(),
     model=Model(backbone="convnet_small"),
     head=GaussianMixture(likelihood=0.1),
     threat=Linf(epsilon=0.15),
@@ -33,7 +33,7 @@ RECIPE = Recipe(
     weights=AWP(gamma=0.005),
     optimizer=SGD(lr=0.05, nesterov=True),
     schedule=OneCycle(),
-    epochs=4,
+    epochs=6,
     batch_size=64,
     validation=Validation(images=128, train_images=64),
     evaluation=(Suite(measures=(Clean(), PGD_20, AutoAttack(images=16, slice_size=16))),),
