@@ -214,11 +214,11 @@ class _Watched(Predictor):
         self.calls = 0
         self.gives_up_after: int | None = None
 
-    def __call__(self, images: Tensor) -> Output:
+    def __call__(self, images: Tensor, y: Tensor | None = None) -> Output:
         if self.gives_up_after is not None and self.calls >= self.gives_up_after:
             raise _Stop
         self.calls += 1
-        return super().__call__(images)
+        return super().__call__(images, y)
 
     @contextmanager
     def using(self, mode: Mode) -> Iterator[Predictor]:

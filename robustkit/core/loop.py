@@ -24,7 +24,7 @@ from robustkit.core.rng import derive, whole
 from robustkit.core.strategy import Attack, Record, Scene
 from robustkit.core.world import World
 from robustkit.data.loader import make_batch
-from robustkit.engine import GlobalStatistics, Predictor, autocast, float_output
+from robustkit.engine import GlobalStatistics, Predictor
 
 
 class Failure(Exception):
@@ -147,8 +147,7 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
 
 
 def _forward(parts: Parts, images: Tensor, y: Tensor | None) -> Output:
-    with autocast(parts.world.device, parts.recipe.precision.outer):
-        return float_output(parts.model(images.contiguous(memory_format=torch.channels_last), y))
+    return Predictor(parts.model, parts.world.device, parts.recipe.precision.outer)(images, y)
 
 
 def _forward_views(parts: Parts, prepared: Prepared, batch: Batch) -> dict[str, Output]:

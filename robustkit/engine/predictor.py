@@ -35,9 +35,10 @@ class Predictor:
     def __init__(self, model: RobustModel, device: torch.device, precision: str = "fp32") -> None:
         self.model, self.device, self.precision = model, device, precision
 
-    def __call__(self, images: Tensor) -> Output:
+    def __call__(self, images: Tensor, y: Tensor | None = None) -> Output:
+        """Labels (B,) are for the pure pass alone, where the head may apply its margin."""
         with autocast(self.device, self.precision):
-            return float_output(self.model(images.contiguous(memory_format=torch.channels_last)))
+            return float_output(self.model(images.contiguous(memory_format=torch.channels_last), y))
 
     @contextmanager
     def using(self, mode: Mode) -> Iterator[Predictor]:
