@@ -45,6 +45,27 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
     checkpoint.write_text(folder / "results.json", json.dumps(results, indent=2, sort_keys=True) + "\n")
 
 
+def read_outcomes(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """outcomes.json of a run, {} where there is none: {checkpoint: {key: {"images": ..., "right": "0110..."}}}.
+
+    `images` is a fingerprint of the images judged and their order: outcomes may be compared image by image where it is
+    the same. `right` has one character for each image: "1" where the model got it right.
+    """
+    path = folder / "outcomes.json"
+    if not path.is_file():
+        return {}
+    try:
+        data: dict[str, dict[str, dict[str, str]]] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        remedy = "remove it and measure the run again"
+        raise UserError(f"not JSON: {error}", place=str(path), remedy=remedy) from error
+    return data
+
+
+def write_outcomes(folder: Path, outcomes: dict[str, dict[str, dict[str, str]]]) -> None:
+    checkpoint.write_text(folder / "outcomes.json", json.dumps(outcomes, indent=1, sort_keys=True) + "\n")
+
+
 def new_folder(out: str | Path | None, source: str | Path | None, world: World) -> Path:
     """Makes the run's folder; in the default place, the first number that is free. One process makes it for all."""
     made: Path | UserError | None = None
