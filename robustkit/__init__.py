@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from robustkit.core.recipe import Precision, Recipe, Suite, Validation, load_recipe, px
     from robustkit.core.registry import registry
     from robustkit.core.spec import digest, evolve, setting, spec
+    from robustkit.evaluation.evaluate import evaluate
+    from robustkit.loading import load
     from robustkit.runs import resume, run
 
 __version__ = "0.1.0"
@@ -38,6 +40,8 @@ _HOMES = {
     "evolve": "core.spec",
     "setting": "core.spec",
     "spec": "core.spec",
+    "evaluate": "evaluation.evaluate",
+    "load": "loading",
     "resume": "runs",
     "run": "runs",
 }
@@ -50,7 +54,9 @@ __all__ = [
     "UserError",
     "Validation",
     "digest",
+    "evaluate",
     "evolve",
+    "load",
     "load_recipe",
     "override",
     "px",

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import torch
@@ -22,16 +22,20 @@ import torch
 import robustkit
 from robustkit.core import checkpoint
 from robustkit.core.batch import Progress
+from robustkit.core.device import device_of
 from robustkit.core.errors import CheckpointError, RecipeError, RegistryError, UserError
 from robustkit.core.loop import Display, train
 from robustkit.core.parts import Parts, Totals, assemble
-from robustkit.core.recipe import Recipe, load_recipe, result_key
+from robustkit.core.recipe import Recipe, Suite, load_recipe, result_key
 from robustkit.core.registry import hint, registry
-from robustkit.core.spec import digest, evolve, flatten, to_json
+from robustkit.core.spec import digest, evolve, flatten, from_json, to_json
 from robustkit.core.world import World
-from robustkit.engine import Predictor
-from robustkit.folder import new_folder, read_results, write_facts, write_results
+from robustkit.folder import new_folder, read_outcomes, read_results, write_facts, write_outcomes, write_results
 from robustkit.limits import Limits
+
+if TYPE_CHECKING:
+    from robustkit.evaluation.evaluate import News
+    from robustkit.evaluation.results import Result
 
 CHECKPOINTS = ("last", "best")
 
@@ -41,7 +45,7 @@ class RunDisplay(Display, Protocol):
 
     def begin(self, recipe: Recipe, folder: Path, parts: Parts) -> None: ...
 
-    def measuring(self, checkpoint: str, key: str, done: int, total: int, right: int) -> None: ...
+    def measuring(self, checkpoint: str, key: str, news: News) -> None: ...
 
     def say(self, text: str) -> None: ...
 
@@ -57,7 +61,7 @@ class Silent:
 
     def epoch(self, report: dict[str, Any]) -> None: ...
 
-    def measuring(self, checkpoint: str, key: str, done: int, total: int, right: int) -> None: ...
+    def measuring(self, checkpoint: str, key: str, news: News) -> None: ...
 
     def say(self, text: str) -> None: ...
 
@@ -135,55 +139,66 @@ def evaluate_run(
     folder: str | Path,
     *,
     checkpoints: Sequence[str] = CHECKPOINTS,
+    suite: str | Suite | None = None,
     keys: Sequence[str] | None = None,
-    images: int | None = None,
+    limit: int | None = None,
     again: bool = False,
+    exact: bool = False,
     device: str | None = None,
+    max_time: float | None = None,
     display: RunDisplay | None = None,
 ) -> Outcome:
-    """Measure a run's checkpoints by its recipe: what results.json lacks, or everything `again`.
+    """Measure a run's checkpoints: what results.json lacks, or everything `again`.
 
-    `keys` picks some of the recipe's measures. Results are kept in results.json, unless `images` limits the test
-    images or training is not finished: such results are provisional, and returned only.
+    Results are kept in results.json, unless `limit` cuts the test images or training is not finished: such results are
+    provisional, and returned only. An evaluation that was stopped or killed goes on where it was.
+
+    Args:
+        suite: what to measure instead of the recipe's own suites: a name ("quick", ...) or a value.
+        keys: some of its measures only.
+        exact: forward the model as if it were called by hand, see `robustkit.evaluate`.
+        max_time: stop after so many seconds.
 
     Raises:
-        UserError: it is no run, a checkpoint is damaged, or the recipe has no such measure.
+        UserError: it is no run, a checkpoint is damaged, or there is no such measure.
     """
+    from robustkit.evaluation.suites import suite_of
+
     folder, display = Path(folder), display or Silent()
     recipe = recipe_of(folder)
-    wanted = _limited(recipe, keys, images)
+    wanted = recipe if suite is None else evolve(recipe, evaluation=(suite_of(suite),))
+    wanted = _limited(wanted, keys, limit)
     parts = load_parts(recipe, make_world(recipe, device))
     facts = restore(parts, folder / "checkpoints" / "last.safetensors", weights_only=True)
     parts.step, parts.best = int(facts["step"]), dict(facts["best"])
     finished = parts.step >= recipe.epochs * parts.steps_per_epoch
-    kept = finished and images is None
+    kept = finished and limit is None
     if not kept:
-        reason = f"limited to {images} test images" if finished else f"training stands at step {parts.step}"
+        reason = f"limited to {limit} test images" if finished else f"training stands at step {parts.step}"
         display.say(f"Provisional results ({reason}): results.json stays as it is")
-    results = read_results(folder) if kept else {}
-    limits = Limits()
+    verdict = Verdict(folder, parts.world, kept=kept)
+    limits = Limits(deadline=None if max_time is None else time.monotonic() + max_time)
     with limits.listening(display.say):
         try:
-            stopped = _measure(folder, parts, wanted, checkpoints, results, kept, again, limits, display)
+            stopped = _measure(parts, wanted, checkpoints, verdict, again, exact, limits, display)
         finally:
             display.end()
-    if kept and parts.world.rank == 0:
-        write_results(folder, results)
+    verdict.save()
     control = read_results(folder / "control") if kept else {}
-    return Outcome(folder, stopped, results, control or None)
+    return Outcome(folder, stopped, verdict.results, control or None)
 
 
-def _limited(recipe: Recipe, keys: Sequence[str] | None, images: int | None) -> Recipe:
+def _limited(recipe: Recipe, keys: Sequence[str] | None, limit: int | None) -> Recipe:
     """`recipe` with only those measures, on at most so many test images."""
     known = [result_key(suite, measure) for suite, measure in recipe.measures()]
     for key in keys or ():
         if key not in known:
-            raise UserError(f"the recipe has no measure '{key}'", place="--measures", remedy=hint(key, known))
+            raise UserError(f"there is no measure '{key}'", place="--measures", remedy=hint(key, known))
     suites = []
     for suite in recipe.evaluation:
         chosen = tuple(m for m in suite.measures if keys is None or result_key(suite, m) in keys)
-        limit = suite.images if images is None else min(images, suite.images or images)
-        suites.append(evolve(suite, measures=chosen, images=limit))
+        images = suite.images if limit is None else min(limit, suite.images or limit)
+        suites.append(evolve(suite, measures=chosen, images=images))
     return evolve(recipe, evaluation=tuple(suites))
 
 
@@ -210,7 +225,7 @@ def make_world(recipe: Recipe, device: str | None = None) -> World:
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu")
-    chosen = state.device if device is None or state.num_processes > 1 else _device(device)
+    chosen = state.device if device is None or state.num_processes > 1 else device_of(device)
     return World(
         samples=0,
         training=0,
@@ -245,7 +260,7 @@ def restore(parts: Parts, path: Path, *, weights_only: bool = False) -> dict[str
         CheckpointError: it is missing, damaged, or of another recipe (the differing settings are named).
     """
     tensors, facts = checkpoint.read(path)
-    if facts.get("digest") != digest(parts.recipe):
+    if facts.get("digest") != digest(parts.recipe) and not _means(facts.get("recipe"), parts.recipe):
         theirs, ours = flatten(facts.get("recipe", {})), flatten(to_json(parts.recipe))
         differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
         shown = ", ".join(f"{key}={theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing[:5])
@@ -261,6 +276,14 @@ def restore(parts: Parts, path: Path, *, weights_only: bool = False) -> dict[str
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"does not fit the recipe: {str(error).splitlines()[0]}", place=str(path)) from error
     return facts
+
+
+def _means(data: Any, recipe: Recipe) -> bool:
+    """Whether that JSON is this recipe, written before some of its settings (now at their defaults) were there."""
+    try:
+        return bool(from_json(Recipe, data) == recipe)
+    except UserError:
+        return False
 
 
 def _go_on(folder: Path, recipe: Recipe, world: World, limits: Limits, display: RunDisplay) -> Outcome:
@@ -307,6 +330,8 @@ def _train_and_judge(folder: Path, recipe: Recipe, world: World, limits: Limits,
                 "best": parts.best,
                 "metrics": lines,
                 "version": robustkit.__version__,
+                "classes": list(parts.data.classes),  # with these, `load` needs no data
+                "image_shape": list(parts.world.image_shape),
             }
             checkpoint.write(folder / "checkpoints" / f"{name}.safetensors", tensors, facts)
 
@@ -337,83 +362,113 @@ def _judge(folder: Path, parts: Parts, limits: Limits, display: RunDisplay) -> s
     """Every measure of the recipe on the last and the best checkpoint; those in results.json already are kept."""
     from robustkit.reporting.figures import draw
 
-    results = read_results(folder)
-    stopped = _measure(folder, parts, parts.recipe, CHECKPOINTS, results, True, False, limits, display)
+    verdict = Verdict(folder, parts.world)
+    stopped = _measure(parts, parts.recipe, CHECKPOINTS, verdict, False, False, limits, display)
     if not stopped and parts.world.rank == 0:
-        write_results(folder, results)
+        verdict.save()
         if not (folder / "figures").is_dir():
             restore(parts, folder / "checkpoints" / "last.safetensors")
             draw(folder, parts)
     return stopped
 
 
+class Verdict:
+    """What is known of a run's checkpoints: results.json and outcomes.json, or the same in memory alone."""
+
+    def __init__(self, folder: Path, world: World, *, kept: bool = True) -> None:
+        self.folder, self._writes = folder, kept and world.rank == 0
+        self.results = read_results(folder) if kept else {}
+        self.outcomes = read_outcomes(folder) if kept else {}
+
+    def add(self, checkpoint: str, key: str, result: Result) -> None:
+        self.results.setdefault(checkpoint, {})[key] = result.to_json()
+        self.outcomes.setdefault(checkpoint, {})[key] = result.outcomes_to_json()
+        self.save()
+
+    def same(self, checkpoint: str, other: str) -> None:
+        """`checkpoint` holds the weights of `other`."""
+        self.results[checkpoint] = self.results.get(other, {})
+        self.outcomes[checkpoint] = self.outcomes.get(other, {})
+
+    def save(self) -> None:
+        if self._writes:
+            write_results(self.folder, self.results)
+            write_outcomes(self.folder, self.outcomes)
+
+
 def _measure(
-    folder: Path,
     parts: Parts,
     wanted: Recipe,
     checkpoints: Sequence[str],
-    results: dict[str, Any],
-    kept: bool,
+    verdict: Verdict,
     again: bool,
+    exact: bool,
     limits: Limits,
     display: RunDisplay,
 ) -> str:
-    """The measures of `wanted` on checkpoints, into `results` (and results.json if `kept`); `parts` holds the last."""
+    """The measures of `wanted` on checkpoints, into `verdict`; `parts` holds the last. Returns why it stopped."""
     same = parts.best.get("epoch", -1) * parts.steps_per_epoch == parts.step  # best and last hold the same weights
     for name in checkpoints:
-        path = folder / "checkpoints" / f"{name}.safetensors"
+        path = verdict.folder / "checkpoints" / f"{name}.safetensors"
         if not path.is_file():
             continue  # without validation images there is no best
         if name == "best" and same and "last" in checkpoints:
-            results["best"] = results.get("last", {})
+            verdict.same("best", "last")
             continue
         if name != "last":
             restore(parts, path, weights_only=True)
-
-        def keep(key: str, result: dict[str, Any], name: str = name) -> None:
-            results.setdefault(name, {})[key] = result
-            if kept and parts.world.rank == 0:
-                write_results(folder, results)
-
-        done = {} if again else results.get(name, {})
-        stopped = judge(attrs.evolve(parts, recipe=wanted), name, done, keep, limits, display)
+        stopped = judge(attrs.evolve(parts, recipe=wanted), name, verdict, again, exact, limits, display)
         if stopped:
             return stopped
     return ""
 
 
 def judge(
-    parts: Parts,
-    name: str,
-    done: dict[str, Any],
-    keep: Callable[[str, dict[str, Any]], None],
-    limits: Limits,
-    display: RunDisplay,
+    parts: Parts, name: str, verdict: Verdict, again: bool, exact: bool, limits: Limits, display: RunDisplay
 ) -> str:
-    """The recipe's measures on the weights in `parts.final`, those in `done` left out; `keep(key, result)` each."""
-    from robustkit.evaluation.evaluate import measure_model
+    """The recipe's measures on the weights in `parts.final`, but for those in `verdict` unless `again`.
+
+    What is judged is noted in the folder's `evaluation/`, slice by slice, until the measure is done: an evaluation that
+    was stopped or killed goes on there.
+    """
+    from robustkit.evaluation.evaluate import PROBE, judge_slices, ledger_of, rows_of
+    from robustkit.evaluation.ledger import digest_of_weights
+    from robustkit.evaluation.logits import judging
+    from robustkit.evaluation.sources import OwnImages
 
     world, recipe = parts.world, parts.recipe
-    predict = Predictor(parts.final, world.device, recipe.precision.evaluation)
+    source = OwnImages(parts.data.test)
+    weights = digest_of_weights(parts.final)
+    few, _ = source.rows(torch.arange(min(PROBE, len(source))))
+    done = {} if again else verdict.results.get(name, {})
     for suite, measure in recipe.measures():
-        key = result_key(suite, measure)
-        if key in done:
+        key, threat = result_key(suite, measure), suite.threat or recipe.threat
+        rows = rows_of(measure, suite.images, len(source))
+        if done.get(key, {}).get("n") == len(rows):
             continue
         if reason := _agreed(limits.reason(), world):
             return reason
-        display.measuring(name, key, 0, 0, 0)
-        result = measure_model(
-            measure,
-            suite.images,
-            predict,
-            parts.final,
-            parts.data.test,
-            suite.threat or recipe.threat,
-            world,
-            batch_size=recipe.batch_size,
-            on_slice=partial(display.measuring, name, key),
+        ledger = ledger_of(
+            verdict.folder / "evaluation", weights, measure, threat, rows, recipe.batch_size, 0, exact, world
         )
-        keep(key, result.to_json())
+        with judging(parts.final, threat, few.to(world.device), exact=exact) as subject:
+            result = judge_slices(
+                measure,
+                subject,
+                source,
+                rows,
+                world,
+                batch_size=recipe.batch_size,
+                ledger=ledger,
+                watch=partial(_tell, display, name, key),
+                should_stop=lambda: bool(limits.reason()),
+            )
+        if result is None:
+            return _agreed(limits.reason(), world)
+        verdict.add(name, key, result)
+        if world.rank == 0:
+            ledger.remove()
+        world.barrier()
     return ""
 
 
@@ -448,20 +503,13 @@ def smoke(recipe: Recipe) -> Recipe:
     )
 
 
+def _tell(display: RunDisplay, checkpoint: str, key: str, _: str, news: News) -> None:
+    display.measuring(checkpoint, key, news)
+
+
 def _agreed(reason: str, world: World) -> str:
     """Why to stop, in every process, where any process has a reason."""
     return next((known for known in ("interrupt", "time", "steps") if world.any(reason == known)), "")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"cannot be used: {str(error).splitlines()[0]}", place=f"device '{name}'", remedy="e.g. --device cpu"
-        ) from error
-    return device
 
 
 def _describe(recipe: Recipe) -> str:

@@ -257,7 +257,7 @@ def test_smoke_leaves_nothing(recipe: str, capsys: pytest.CaptureFixture[str], t
 def test_eval(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = run_folder / "results.json"
     before = json.loads(results.read_text())
-    assert main(["eval", str(run_folder), "--images", "5", "--measures", "clean", "--json"]) == 0
+    assert main(["eval", str(run_folder), "--limit", "5", "--measures", "clean", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["results"]["last"].keys() == {"clean"} and data["results"]["last"]["clean"]["n"] == 5
     assert json.loads(results.read_text()) == before

@@ -25,8 +25,8 @@ from robustkit.core.recipe import Recipe, load_recipe
 from robustkit.core.registry import FOLDERS, registry
 from robustkit.core.spec import from_json, to_json
 from robustkit.core.world import World
-from robustkit.engine import Predictor, count_passes
-from robustkit.evaluation import measure_model
+from robustkit.engine import count_passes
+from robustkit.evaluation import evaluate
 from robustkit.testing import check
 
 ROOT = Path(__file__).parents[1]
@@ -160,11 +160,9 @@ def test_the_example_of_a_strategy_keeps_its_contract_and_trains(block: Block, t
     check(strategy)
     assert from_json(Recipe, to_json(recipe)) == recipe
     parts = trained_a_step(recipe)
-    predict = Predictor(parts.final, parts.world.device)
-    for suite, measure in recipe.measures():
-        result = measure_model(
-            measure, suite.images, predict, parts.final, parts.data.test, recipe.threat, parts.world, batch_size=8
-        )
+    for _, measure in recipe.measures():
+        results = evaluate(parts.final, parts.data.test, threat=recipe.threat, suite=[measure], batch_size=8)
+        result = results[measure.key]
         assert 0 <= result.accuracy <= 1 and result.n == len(parts.data.test)
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,11 +19,9 @@ from robustkit.core.batch import Output
 from robustkit.core.errors import DataError, SpecError
 from robustkit.core.model import RobustModel
 from robustkit.core.recipe import Suite
-from robustkit.core.rng import derive
 from robustkit.core.spec import from_json, to_json
-from robustkit.core.strategy import Measure, Outcomes
+from robustkit.core.strategy import Measure, Outcomes, Slice, Subject
 from robustkit.core.world import World
-from robustkit.engine.predictor import ModulePredictor, Predictor
 from robustkit.evaluation import (
     CW,
     CW_40,
@@ -33,14 +32,15 @@ from robustkit.evaluation import (
     Attacked,
     AutoAttack,
     Clean,
-    LogitsOf,
     Result,
     autoattack,
     evaluate,
     fixed_part,
-    measure_model,
     wilson,
 )
+from robustkit.evaluation.evaluate import judge_slices, rows_of
+from robustkit.evaluation.logits import LogitsOf, judging
+from robustkit.evaluation.sources import OwnImages
 from robustkit.heads import Linear
 from robustkit.objectives import Margin
 from robustkit.threats import L2, Linf
@@ -88,7 +88,13 @@ def world_of(images: Pictures, rank: int = 0, size: int = 1) -> World:
 
 def measured(measure: Measure, model: nn.Module, images: Pictures, limit: int | None = None, **options: Any) -> Result:
     options = {"batch_size": 8, "world": world_of(images), "threat": Linf(epsilon=2 / 255)} | options
-    return measure_model(measure, limit, ModulePredictor(model), model, images, **options)
+    source = OwnImages(images)
+    few, _ = source.rows(torch.arange(4))
+    with judging(model, options.pop("threat"), few, exact=True) as subject:
+        rows = rows_of(measure, limit, len(source))
+        result = judge_slices(measure, subject, source, rows, **options)
+    assert result is not None
+    return result
 
 
 # --- the linear model, where robustness has a closed form -------------------------------------------------------------
@@ -135,12 +141,12 @@ def test_a_linear_model_is_as_robust_as_its_margins_say(classes: int) -> None:
 
 def test_few_classes_are_said_to_be_few() -> None:
     model, x, y, _ = linear_case(3, count=6)
-    found = evaluate(model, x, y, threat=Linf(epsilon=1.0), measures=[AutoAttack()])["autoattack"]
+    found = evaluate(model, x, y, threat=Linf(epsilon=1.0), suite=[AutoAttack()])["autoattack"]
     assert list(found.breakdown) == ["apgd-ce", "fab-t", "square"]
     assert len(found.notes) == 1 and "without apgd-t" in found.notes[0] and "needs 4 classes" in found.notes[0]
     assert json.loads(json.dumps(found.to_json()))["notes"] == list(found.notes)
     model, x, y, _ = linear_case(2, count=6)
-    found = evaluate(model, x, y, threat=Linf(epsilon=1.0), measures=[AutoAttack(version="rand")])["autoattack"]
+    found = evaluate(model, x, y, threat=Linf(epsilon=1.0), suite=[AutoAttack(version="rand")])["autoattack"]
     assert list(found.breakdown) == ["apgd-ce"] and "without apgd-dlr" in found.notes[0]
 
 
@@ -160,8 +166,7 @@ def test_autoattack_finds_what_the_package_finds(
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
     caplog.set_level(logging.DEBUG, "auto-attack")
-    seed = derive(3, "autoattack", 0)
-    package = pyautoattack.AutoAttack(model, norm="Linf", eps=threat.epsilon, seed=seed, version="standard")
+    package = pyautoattack.AutoAttack(model, norm="Linf", eps=threat.epsilon, seed=3, version="standard")
     _, predicted = package.run_standard_evaluation(images.pixels / 255, images.labels, batch_size=250)
     assert found.outcomes == (predicted == images.labels).tolist()
     said = [message for message in caplog.messages if message.startswith("robust accuracy after")]
@@ -187,9 +192,9 @@ def test_slices_of_autoattack_are_calls_of_their_own() -> None:
         assert sys.gettrace() is tracer
     finally:
         sys.settrace(before)
-    one = AutoAttack(slice_size=6).outcomes(
-        ModulePredictor(model), model, images.pixels[:6] / 255, images.labels[:6], threat, derive(0, "autoattack", 0)
-    )
+    x, y = images.pixels / 255, images.labels
+    with judging(model, threat, x, exact=True) as subject:
+        *_, one = AutoAttack(slice_size=6).outcomes(subject, Slice(x[:6], y[:6], 0), 0)
     assert both.outcomes[:6] == one.right.tolist() and both.accuracy == 0
     assert both.breakdown.keys() == one.breakdown.keys() == {"apgd-ce", "apgd-t", "fab-t", "square"}
 
@@ -207,7 +212,7 @@ def test_autoattack_is_not_taken_at_its_word(lie: str, monkeypatch: pytest.Monke
             return x + shift.get(lie, torch.zeros_like(x)), y + 1
 
     monkeypatch.setattr(autoattack, "_package", lambda *_: Liar())
-    monkeypatch.setattr(autoattack, "_fit", lambda package, classes: (["apgd-ce"], []))
+    monkeypatch.setattr(autoattack, "_fit", lambda package, attacks, classes: (["apgd-ce"], []))
     epsilon = 1.0 if lie in ("outside the box", "nan") else 0.01
     found = measured(AutoAttack(), model, images, threat=Linf(epsilon=epsilon))
     assert found.accuracy == found.breakdown["apgd-ce"] == 0.75
@@ -228,7 +233,7 @@ class Steps(nn.Module):
 def test_masked_gradients_are_noted() -> None:
     model, x, y, radius = linear_case(4, count=16)
     threat = Linf(epsilon=float(radius.amax()))
-    found = evaluate(Steps(model), x, y, threat=threat, measures=[AutoAttack(slice_size=8)])["autoattack"]
+    found = evaluate(Steps(model), x, y, threat=threat, suite=[AutoAttack(slice_size=8)])["autoattack"]
     assert any("points with zero gradient" in note for note in found.notes)
     assert any("Square Attack has decreased the robust accuracy" in note for note in found.notes)
     assert len(found.notes) == 2 and not any("flags_doc" in note for note in found.notes)
@@ -252,13 +257,15 @@ def test_attacks_work_in_any_grad_mode() -> None:
     model = conv_net()
     images = pictures(model, 16)
     x, y = images.pixels / 255, images.labels
-    expected = evaluate(model, x, y, threat=Linf(), measures=[PGD_20])["pgd-20"].outcomes
+    expected = evaluate(model, x, y, threat=Linf(), suite=[PGD_20])["pgd-20"].outcomes
     with torch.no_grad():
-        assert evaluate(model, x, y, threat=Linf(), measures=[PGD_20])["pgd-20"].outcomes == expected
-        right = PGD_20.outcomes(ModulePredictor(model), model, x, y, Linf(), 0).right
+        assert evaluate(model, x, y, threat=Linf(), suite=[PGD_20])["pgd-20"].outcomes == expected
+        with judging(model, Linf(), x) as subject:
+            (found,) = PGD_20.outcomes(subject, Slice(x, y), 0)
+        right = found.right
         assert right.dtype == torch.bool and not right.requires_grad
     with torch.inference_mode():
-        assert evaluate(model, x.clone(), y, threat=Linf(), measures=[PGD_20])["pgd-20"].outcomes == expected
+        assert evaluate(model, x.clone(), y, threat=Linf(), suite=[PGD_20])["pgd-20"].outcomes == expected
 
 
 def test_nan_is_not_class_zero() -> None:
@@ -272,8 +279,8 @@ def test_the_ready_made_measures() -> None:
     assert [m.key for m in (PGD_10, PGD_20, PGD_50_10, CW, CW_40)] == ["pgd-10", "pgd-20", "pgd-50-10", "cw", "cw-40"]
     assert (CW_40.steps, CW_40.step_size, CW_40.objective) == (40, 0.01, Margin())
     assert (PGD_50_10.steps, PGD_50_10.restarts) == (50, 10)
-    assert Suite().measures == STANDARD
-    for measure in (*STANDARD, CW_40, AutoAttack(version="plus", images=1000)):
+    assert Suite() == STANDARD
+    for measure in (*STANDARD.measures, CW_40, AutoAttack(version="plus", images=1000)):
         assert from_json(Measure, to_json(measure)) == measure
     for wrong in ({"version": "custom"}, {"slice_size": 0}, {"images": 0}):
         with pytest.raises(SpecError):
@@ -305,10 +312,10 @@ def test_limits_and_progress() -> None:
     images = pictures(model, 40)
     whole = measured(Clean(), model, images)
     told: list[tuple[int, int, int]] = []
-    part = measured(Clean(images=30), model, images, 20, on_slice=lambda *news: told.append(news))
+    part = measured(Clean(images=30), model, images, 20, watch=lambda _, news: told.append(news[:2] + news[3:4]))
     assert part.n == 20 and part.outcomes == [whole.outcomes[row] for row in fixed_part(40, 20).tolist()]
     assert measured(Clean(images=10), model, images, 20).n == 10
-    assert [(done, total) for done, total, _ in told] == [(8, 20), (16, 20), (20, 20)]
+    assert [(done, total) for done, total, _ in told] == [(0, 20), (8, 20), (16, 20), (20, 20)]
     assert told[-1][2] == sum(part.outcomes)
     assert part.ci95 == wilson(sum(part.outcomes), 20) and part.accuracy == sum(part.outcomes) / 20
     assert set(part.to_json()) == {"accuracy", "n", "ci95", "seconds"}
@@ -320,9 +327,10 @@ class Parts:
 
     key: str = "parts"
 
-    def outcomes(self, predict: Any, model: nn.Module, x: Tensor, y: Tensor, threat: Any, seed: int) -> Outcomes:
-        right = y % 2 == seed % 2
-        return Outcomes(right, {"first": len(x) / 7, "last": float(right.float().mean())}, ("all say", f"seed {seed}"))
+    def outcomes(self, subject: Subject, part: Slice, seed: int, before: Outcomes | None = None) -> Iterator[Outcomes]:
+        right = part.y % 2 == part.number % 2
+        breakdown = {"first": len(part.x) / 7, "last": float(right.float().mean())}
+        yield Outcomes(right, breakdown, ("all say", f"slice {part.number}"))
 
 
 class Exchange:
@@ -402,9 +410,8 @@ def test_our_own_models_are_judged_alike_by_either_path() -> None:
     x, y = images.pixels / 255, images.labels
     assert isinstance(model(x), Output)
     plain = evaluate(model, x, y, threat=Linf(epsilon=1.0), batch_size=4)
-    for measure in STANDARD:
-        predict = Predictor(model, torch.device("cpu"))
-        found = measure_model(measure, None, predict, model, images, Linf(epsilon=1.0), world_of(images), batch_size=4)
+    for measure in STANDARD.measures:
+        found = evaluate(model, images, threat=Linf(epsilon=1.0), suite=[measure], batch_size=4)[measure.key]
         assert found.outcomes == plain[measure.key].outcomes and model.training
 
 
@@ -433,5 +440,5 @@ def test_what_cannot_be_judged_is_refused() -> None:
     with refused("model", "(B, K)"):
         evaluate(nn.Flatten(0), x, y, threat=Linf())
     with pytest.raises(SpecError, match="'clean'"):
-        evaluate(model, x, y, threat=Linf(), measures=[Clean(), Clean(images=2)])
+        evaluate(model, x, y, threat=Linf(), suite=[Clean(), Clean(images=2)])
     assert model.training

@@ -22,6 +22,7 @@ from robustkit.core.parts import Parts, Totals
 from robustkit.datasets import Synthetic
 from robustkit.epsilons import ECAS
 from robustkit.evaluation import Attacked, Clean
+from robustkit.evaluation.evaluate import News
 from robustkit.losses import Align, CrossEntropy
 from robustkit.reporting import formats
 from robustkit.reporting.composition import phases, rows
@@ -217,9 +218,9 @@ def test_log_gets_plain_lines_at_once_and_then_seldom(parts: Parts, monkeypatch:
     display.epoch(REPORT)
     assert "50.0 % 25.0 %" in text_of(out) and "75.0 % 50.0 %" in text_of(out) and "best" in text_of(out)
     display.epoch({key: REPORT[key] for key in ("train", "lr", "seconds")} | {"epoch": 2})  # nothing was held out
-    display.measuring("last", "pgd-20", 0, 0, 0)
-    display.measuring("last", "pgd-20", 8, 16, 6)
-    display.measuring("last", "pgd-20", 16, 16, 12)
+    display.measuring("last", "pgd-20", News(0, 16, 0, 0))
+    display.measuring("last", "pgd-20", News(8, 16, 8, 6))
+    display.measuring("last", "pgd-20", News(16, 16, 16, 12))
     display.end()
     text = text_of(out)
     assert text.count("measuring last: pgd-20") == 2 and "accuracy 75.0 % on 16 images" in text
@@ -233,8 +234,8 @@ def test_terminal_gets_a_bar(parts: Parts) -> None:
     display.step(Progress.at(0, 3, 2), totals(parts))
     time.sleep(0.6)  # it is redrawn four times a second
     display.epoch(REPORT)
-    display.measuring("best", "clean", 0, 0, 0)
-    display.measuring("best", "clean", 8, 16, 4)
+    display.measuring("best", "clean", News(0, 16, 0, 0))
+    display.measuring("best", "clean", News(8, 16, 8, 4))
     display.end()
     display.end()
     text = text_of(out)

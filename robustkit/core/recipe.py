@@ -58,11 +58,10 @@ class Validation:
 
 @spec
 class Precision:
-    """Arithmetic of the attack and target passes, of the outer pass, and of evaluation. Losses are always float32."""
+    """Arithmetic of the attack and target passes, and of the outer pass. Losses and evaluation are always float32."""
 
     attack: Literal["fp32", "bf16"] = "fp32"
     outer: Literal["fp32", "bf16"] = "fp32"
-    evaluation: Literal["fp32", "bf16"] = "fp32"
 
 
 def _standard_measures() -> tuple[Measure, ...]:

@@ -7,7 +7,7 @@ says what it costs (`passes`), and every strategy that forwards images names the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -300,11 +300,28 @@ class Dataset(Protocol):
 
 
 class Outcomes(NamedTuple):
-    """What a measure found: (B,) bool, still right; accuracy after each of its parts, if it has parts; warnings."""
+    """What a measure found: (B,) bool, still right; accuracy after each of its stages, if it has some; warnings."""
 
     right: Tensor
     breakdown: dict[str, float] = {}
     notes: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Subject:
+    """Whom a measure judges, in eval mode and float32, and in which ball."""
+
+    predict: Predict
+    logits: nn.Module  # the same as a module: images (B, C, H, W) in [0, 1] -> logits (B, K) float32
+    threat: ThreatModel
+
+
+class Slice(NamedTuple):
+    """Test images that are judged together: x (B, C, H, W) in [0, 1], y (B,), and the slice's number."""
+
+    x: Tensor
+    y: Tensor
+    number: int = 0
 
 
 @runtime_checkable
@@ -312,7 +329,7 @@ class Outcomes(NamedTuple):
 class Measure(Protocol):
     """What is reported of a finished model?
 
-    It may also have `images` (judge so many test images), `slice_size` (images per call, else the batch size), and
+    It may also have `images` (judge so many test images), `slice_size` (images per slice, else the batch size), and
     `remarks(breakdown)`, further notes on the breakdown over all images.
     """
 
@@ -320,10 +337,12 @@ class Measure(Protocol):
     def key(self) -> str:
         """Its name in results.json."""
 
-    def outcomes(
-        self, predict: Predict, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
-    ) -> Outcomes:
-        """Which of the images x (B, C, H, W) the model gets right; a function of the arguments alone."""
+    def outcomes(self, subject: Subject, part: Slice, seed: int, before: Outcomes | None = None) -> Iterator[Outcomes]:
+        """Yields which images of the slice are still right after each of its stages; most measures have one.
+
+        A function of the arguments alone. What was yielded is on disk before the next stage begins: an evaluation that
+        was killed passes the last as `before`, and the measure goes on after that stage.
+        """
 
 
 def build(strategy: Any, world: World) -> Any:

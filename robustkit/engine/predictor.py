@@ -7,7 +7,7 @@ file; what comes back is float32 in either case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -47,13 +47,19 @@ class Predictor:
 
 
 class ModulePredictor:
-    """`predict` over any module that maps images in [0, 1] to logits: for evaluation of models made elsewhere."""
+    """`predict` over any module that maps images in [0, 1] to logits, or to an Output: for models made elsewhere.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    `forward` is how, where it is not the module itself.
+    """
+
+    def __init__(self, module: nn.Module, forward: Callable[[Tensor], Output | Tensor] | None = None) -> None:
+        self.module, self.forward = module, forward or module
 
     def __call__(self, images: Tensor) -> Output:
-        logits = self.module(images).float()
+        output = self.forward(images)
+        if isinstance(output, Output):
+            return float_output(output)
+        logits = output.float()
         return Output(logits, logits, logits, logits.new_zeros(len(logits)))
 
     @contextmanager

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
-
-import torch
-from torch import Tensor, nn
 
 from robustkit.attacks.pgd import PGD
 from robustkit.core.batch import Budget
 from robustkit.core.registry import registry
-from robustkit.core.rng import whole
+from robustkit.core.rng import derive, whole
 from robustkit.core.spec import setting, spec
-from robustkit.core.strategy import Objective, Outcomes, Predict, ThreatModel
+from robustkit.core.strategy import Objective, Outcomes, Slice, Subject
 from robustkit.evaluation.logits import is_right
 from robustkit.objectives.cross_entropy import CrossEntropyObjective
 from robustkit.objectives.margin import Margin
@@ -36,27 +34,28 @@ class Attacked:
     start: Literal["uniform", "gaussian", "clean"] = "uniform"
     images: int | None = setting(default=None, at_least=1)
 
-    def outcomes(
-        self, predict: Predict, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
-    ) -> Outcomes:
+    def outcomes(self, subject: Subject, part: Slice, seed: int, before: Outcomes | None = None) -> Iterator[Outcomes]:
         attack = PGD(
             steps=self.steps, step_size=self.step_size, objective=self.objective, start=self.start, mode="eval"
         )
-        with torch.no_grad(), predict.using("eval") as predict:
-            right = is_right(predict(x).logits, y)
-            for restart in range(self.restarts):
-                left = right.nonzero().squeeze(1)
-                if len(left) == 0:
-                    break
-                images, labels = x[left], y[left]
-                budget = Budget(epsilon=images.new_full((len(left),), threat.epsilon))
-                x_adv = attack(predict, images, labels, budget, threat, whole(images, seed, restart))
-                right[left] = is_right(predict(x_adv).logits, labels)
-        return Outcomes(right)
+        predict, threat = subject.predict, subject.threat
+        seed = derive(seed, self.key, part.number)
+        right = is_right(subject.logits(part.x), part.y)
+        for restart in range(self.restarts):
+            left = right.nonzero().squeeze(1)
+            if len(left) == 0:
+                break
+            images, labels = part.x[left], part.y[left]
+            budget = Budget(epsilon=images.new_full((len(left),), threat.epsilon))
+            x_adv = attack(predict, images, labels, budget, threat, whole(images, seed, restart))
+            right[left] = is_right(subject.logits(x_adv), labels)
+        yield Outcomes(right)
 
 
 PGD_10 = Attacked(key="pgd-10", steps=10)
 PGD_20 = Attacked()
+PGD_40 = Attacked(key="pgd-40", steps=40)
+PGD_50 = Attacked(key="pgd-50", steps=50)
 PGD_50_10 = Attacked(key="pgd-50-10", steps=50, restarts=10)
 CW = Attacked(key="cw", objective=Margin())
 """PGD-20 on the margin (Carlini and Wagner 2017, in the ball of the threat model)."""

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
-from robustkit.core.strategy import Outcomes, Predict, ThreatModel
-from robustkit.evaluation.logits import LogitsOf, as_found, is_right
+from robustkit.core.strategy import Outcomes, Slice, Subject, ThreatModel
+from robustkit.evaluation.logits import is_right
+
+SubAttack = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 
 _LOGGER = logging.getLogger("auto-attack")  # the package's
 
@@ -27,55 +29,62 @@ class AutoAttack:
     """Accuracy under AutoAttack (Croce and Hein, ICML 2020), by the authors' own code.
 
     "standard" is APGD-CE, targeted APGD-DLR, targeted FAB and Square; "plus" adds attacks and restarts, "rand" is for
-    randomised defences. The sub-attacks run one after the other, each on the images still right and each seeded alike,
-    as within one call of the package, which gives the breakdown. What the package returns is checked: an image counts
-    as broken if it lies in the ball and the box and the model, forwarded once more, gets it wrong (except for "rand",
-    where one more forward proves nothing). With K < 10 classes the targeted attacks aim at all K - 1 others; the
-    targeted DLR loss needs 4 classes and the plain one 3, and with fewer their attacks are left out, with a note.
+    randomised defences; `attacks` names sub-attacks to run instead, with the settings that "standard" gives them. They
+    run one after the other, each on the images still right and each seeded alike, as within one call of the package:
+    that gives the breakdown, and lets an evaluation go on after any of them. What the package returns is checked: an
+    image counts as broken if it lies in the ball and the box and the model, forwarded once more, gets it wrong (except
+    for "rand", where one more forward proves nothing). With K < 10 classes the targeted attacks aim at all K - 1
+    others; the targeted DLR loss needs 4 classes and the plain one 3, and with fewer their attacks are left out, with a
+    note.
 
-    The model is judged in eval mode and float32, `slice_size` images to a call: outcomes depend on its choice, as the
-    package draws from one stream for all images of a call, but not on how the slices are spread over processes.
+    A slice of `slice_size` images is one call of the package with the evaluation's seed: outcomes depend on the slices,
+    as the package draws from one stream for all images of a call, but not on who judged them or when.
     """
 
+    key: str = "autoattack"
     version: Literal["standard", "plus", "rand"] = "standard"
+    attacks: tuple[SubAttack, ...] = ()
     images: int | None = setting(default=None, at_least=1)
     slice_size: int = setting(default=250, at_least=1)
 
-    @property
-    def key(self) -> str:
-        return "autoattack"
-
-    def outcomes(
-        self, predict: Predict, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
-    ) -> Outcomes:
+    def outcomes(self, subject: Subject, part: Slice, seed: int, before: Outcomes | None = None) -> Iterator[Outcomes]:
         """The breakdown is accuracy after each sub-attack; what the package warns of becomes notes."""
-        logits = LogitsOf(model)
-        breakdown: dict[str, float] = {}
-        with _contained(model, x.device) as heard:
-            output = logits(x)
-            right = is_right(output, y)
-            package = _package(logits, threat, seed, self.version, x.device)
-            parts, notes = _fit(package, classes=output.shape[1])
-            if "square" in parts and x.shape[2] != x.shape[3]:
-                notes.append("AutoAttack: Square may not work properly on images that are not square")
-            for part in parts:
-                left = right.nonzero().squeeze(1)
-                if len(left):
-                    package.attacks_to_run = [part]
-                    images, labels = x[left].contiguous(), y[left]
+        logits, (x, y, _) = subject.logits, part
+        classes = logits(x[:1]).shape[1]
+        right = is_right(logits(x), y) if before is None else before.right.clone()
+        breakdown = {} if before is None else dict(before.breakdown)
+        notes = [] if before is None else list(before.notes)
+        with _contained(x.device) as heard:
+            package = _package(logits, subject.threat, seed, self.version, x.device)
+            parts, remarks = _fit(package, self.attacks, classes)
+        if "square" in parts and x.shape[2] != x.shape[3]:
+            remarks.append("AutoAttack: Square may not work properly on images that are not square")
+        notes += [*remarks, *_worded(heard)]
+        for name in parts:
+            if name in breakdown:
+                continue
+            left = right.nonzero().squeeze(1)
+            if len(left):
+                images, labels = x[left].contiguous(), y[left]
+                with _contained(x.device) as heard:
+                    package.attacks_to_run = [name]
                     x_adv, predicted = package.run_standard_evaluation(images, labels, batch_size=len(left))
-                    claimed = predicted != labels
-                    proven = claimed & _within(x_adv, images, threat)
-                    if self.version != "rand":
-                        proven &= ~is_right(logits(x_adv), labels)
-                    if not torch.equal(claimed, proven):
-                        notes.append(
-                            f"AutoAttack: not all images that {part} claims to have broken stood our check; "
-                            "they count as not broken by it"
-                        )
-                    right[left] = ~proven
-                breakdown[part] = int(right.sum()) / len(right)
-        return Outcomes(right, breakdown, (*notes, *_worded(heard)))
+                claimed = predicted != labels
+                proven = claimed & _within(x_adv, images, subject.threat)
+                if self.version != "rand":
+                    proven &= ~is_right(logits(x_adv), labels)
+                if not torch.equal(claimed, proven):
+                    notes.append(
+                        f"AutoAttack: not all images that {name} claims to have broken stood our check; "
+                        "they count as not broken by it"
+                    )
+                notes += _worded(heard)
+                right = right.clone()
+                right[left] = ~proven
+            breakdown[name] = int(right.sum()) / len(right)
+            yield Outcomes(right, dict(breakdown), tuple(dict.fromkeys(notes)))
+        if not parts:
+            yield Outcomes(right, {}, tuple(dict.fromkeys(notes)))
 
     def remarks(self, breakdown: dict[str, float]) -> tuple[str, ...]:
         """The package's alarm over all images: Square, which needs no gradients, broke what gradients could not."""
@@ -96,17 +105,19 @@ def _package(logits: nn.Module, threat: ThreatModel, seed: int, version: str, de
     return package
 
 
-def _fit(package: Any, classes: int) -> tuple[list[str], list[str]]:
+def _fit(package: Any, attacks: tuple[str, ...], classes: int) -> tuple[list[str], list[str]]:
     """Aims the package at as many classes as there are: the sub-attacks that can run, and a note on those left out."""
     for targeted in (package.apgd_targeted, package.fab):
         targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
     needs = {"apgd-dlr": 3, "apgd-t": 4}
-    parts = [part for part in package.attacks_to_run if classes >= needs.get(part, 0)]
-    left_out = [part for part in package.attacks_to_run if part not in parts]
+    wanted = list(attacks or package.attacks_to_run)
+    parts = [part for part in wanted if classes >= needs.get(part, 0)]
+    left_out = [part for part in wanted if part not in parts]
     if not left_out:
         return parts, []
     reasons = " and ".join(f"{part} (its DLR loss needs {needs[part]} classes)" for part in left_out)
-    return parts, [f"AutoAttack ran without {reasons}, as there are {classes}; what ran: {', '.join(parts)}"]
+    ran = ", ".join(parts) or "nothing"
+    return parts, [f"AutoAttack ran without {reasons}, as there are {classes}; what ran: {ran}"]
 
 
 def _within(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
@@ -118,22 +129,20 @@ def _within(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
 
 
 @contextmanager
-def _contained(model: nn.Module, device: torch.device) -> Iterator[list[str]]:
+def _contained(device: torch.device) -> Iterator[list[str]]:
     """Gives what the package warns of, and undoes what it does to the world around it.
 
     It seeds torch's global generators, ends any tracing (coverage, debuggers), counts calls in a dictionary that is
-    never reset, and FAB's backward pass would leave gradients on parameters.
+    never reset, and prints.
     """
     from pyautoattack import checks
 
     checks.funcs.update(dict.fromkeys(checks.funcs, 0))
     trace = sys.gettrace()
     devices = [device] if device.type == "cuda" else []
-    with as_found(model), torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices):
-        model.eval()
-        model.requires_grad_(False)
+    with torch.no_grad(), torch.random.fork_rng(devices), redirect_stdout(io.StringIO()):
         try:
-            with redirect_stdout(io.StringIO()), _listening() as heard:
+            with _listening() as heard:
                 yield heard
         finally:
             sys.settrace(trace)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Iterator
 
 from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
-from robustkit.core.strategy import Outcomes, Predict, ThreatModel
+from robustkit.core.strategy import Outcomes, Slice, Subject
 from robustkit.evaluation.logits import is_right
 
 
@@ -21,8 +21,5 @@ class Clean:
     def key(self) -> str:
         return "clean"
 
-    def outcomes(
-        self, predict: Predict, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
-    ) -> Outcomes:
-        with predict.using("eval") as predict:
-            return Outcomes(is_right(predict(x).logits, y))
+    def outcomes(self, subject: Subject, part: Slice, seed: int, before: Outcomes | None = None) -> Iterator[Outcomes]:
+        yield Outcomes(is_right(subject.logits(part.x), part.y))

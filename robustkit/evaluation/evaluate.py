@@ -6,72 +6,47 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from statistics import NormalDist
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from robustkit.core.device import device_of
 from robustkit.core.errors import DataError, SpecError
+from robustkit.core.recipe import Suite
 from robustkit.core.rng import derive
-from robustkit.core.strategy import Measure, Predict, ThreatModel
+from robustkit.core.spec import digest, to_json
+from robustkit.core.strategy import Measure, Outcomes, Slice, Subject, ThreatModel
 from robustkit.core.world import World
-from robustkit.data.images import Images
-from robustkit.data.loader import make_batch
-from robustkit.engine.predictor import ModulePredictor
-from robustkit.evaluation.attacked import CW, PGD_20
-from robustkit.evaluation.autoattack import AutoAttack
-from robustkit.evaluation.clean import Clean
-from robustkit.evaluation.logits import LogitsOf, as_found
+from robustkit.evaluation.findings import Finding
+from robustkit.evaluation.ledger import Entry, Ledger, digest_of_images, digest_of_weights
+from robustkit.evaluation.logits import judging
+from robustkit.evaluation.results import Result, Results, fingerprint, wilson
+from robustkit.evaluation.sources import Source, check_labels, source_of
+from robustkit.evaluation.suites import suite_of
+from robustkit.threats.linf import Linf
 
-STANDARD: tuple[Measure, ...] = (Clean(), PGD_20, CW, AutoAttack())
-"""What is measured where nothing else is asked for."""
-
-OnSlice = Callable[[int, int, int], None]
-"""Told after each slice: this process's images done, its images in all, and those of the done that are right."""
+PROBE = 16
+"""Images that a model is tried on before it is judged."""
 
 
-@attrs.frozen
-class Result:
-    """What one measure found: `accuracy` in [0, 1] over `n` images, its 95 % interval, and wall-clock seconds.
+class News(NamedTuple):
+    """How far a measure is: this process's images done and in all; those judged so far, and of them still right.
 
-    `breakdown` is accuracy after each part of the measure; `outcomes` has one entry for each row of `fixed_part`.
+    `right / judged` is an upper bound of the accuracy where later stages can only lower it. `stage` names the last one.
     """
 
-    key: str
-    accuracy: float
-    n: int
-    ci95: tuple[float, float]
-    seconds: float
-    breakdown: dict[str, float]
-    notes: tuple[str, ...]
-    outcomes: list[bool]
-
-    def to_json(self) -> dict[str, Any]:
-        """The entry in results.json: without outcomes, breakdown and notes only where there are any."""
-        data: dict[str, Any] = {
-            "accuracy": self.accuracy,
-            "n": self.n,
-            "ci95": list(self.ci95),
-            "seconds": round(self.seconds, 3),
-        }
-        if self.breakdown:
-            data["breakdown"] = dict(self.breakdown)
-        if self.notes:
-            data["notes"] = list(self.notes)
-        return data
+    done: int
+    total: int
+    judged: int
+    right: int
+    stage: str = ""
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927); (0, 1) where n is 0."""
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.975)
-    middle = (successes + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(successes * (n - successes) / n + z * z / 4)
-    return middle - half if successes > 0 else 0.0, middle + half if successes < n else 1.0
+Watch = Callable[[str, News], None]
+"""Told of a measure, by its key, before it begins, after each of its stages, and after each slice."""
 
 
 def fixed_part(total: int, limit: int | None) -> Tensor:
@@ -85,54 +60,37 @@ def fixed_part(total: int, limit: int | None) -> Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(derive(0, "test part", total)))[:limit]
 
 
-def measure_model(
-    measure: Measure,
-    suite_limit: int | None,
-    predict: Predict,
-    model: nn.Module,
-    images: Images,
-    threat: ThreatModel,
-    world: World,
-    *,
-    seed: int = 0,
-    batch_size: int,
-    on_slice: OnSlice | None = None,
-) -> Result:
-    """Takes a measure through the test images, or through the fixed part that the suite and the measure limit it to.
-
-    The part is cut into slices (of the measure's `slice_size`, else `batch_size`), which are dealt to the processes in
-    turn; each is seeded by (seed, key, its number). Every process calls this and gets the same result, but for its own
-    `seconds`.
-    """
-
-    def load(rows: Tensor) -> tuple[Tensor, Tensor]:
-        batch = make_batch(images, rows, device=world.device)
-        return batch.x, batch.y
-
-    rows = _rows(measure, suite_limit, len(images))
-    return _measure(measure, rows, load, predict, model, threat, world, seed, batch_size, on_slice)
-
-
 def evaluate(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    images: Any,
+    labels: Any = None,
     *,
-    threat: ThreatModel,
-    measures: Sequence[Measure] | None = None,
+    threat: ThreatModel | None = None,
+    suite: str | Suite | Sequence[Measure] = "standard",
+    limit: int | None = None,
     batch_size: int = 128,
     device: torch.device | str | None = None,
     seed: int = 0,
-) -> dict[str, Result]:
+    exact: bool = False,
+    folder: str | Path | None = None,
+    watch: Watch | None = None,
+) -> Results:
     """Judges any module that maps images in [0, 1] to logits; normalisation belongs inside it.
 
     Args:
         model: maps (B, C, H, W) to logits (B, K), or to an Output. Its modes, statistics and gradients stay as found.
-        images: (N, C, H, W), floating point in [0, 1].
+        images: (N, C, H, W), floating point in [0, 1]; or, without `labels`, a data set of (image, label) pairs, or a
+            DataLoader over one: it is read slice by slice, in the data set's order.
         labels: (N,), whole numbers in 0..K-1.
-        threat: the ball that attacks may move in; `Linf(epsilon=8/255)`.
-        measures: None takes `STANDARD`: clean, PGD-20, CW, AutoAttack.
-        device: where the model is; None asks its parameters.
+        threat: the ball that attacks may move in; None: the suite's, else `Linf(epsilon=8/255)`.
+        suite: "quick", "standard", "uiat", "ecas", "ldat", a Suite, or measures.
+        limit: judge a fixed random part of so many images.
+        batch_size: images per slice, for measures that do not choose it themselves.
+        device: where to judge; None: where the model is.
+        exact: forward the model as if it were called by hand, instead of a faster way that gives the same logits but
+            for rounding (`Results.path` says which).
+        folder: where to note what is judged; an evaluation that was killed goes on from there.
+        watch: told how far it is.
 
     Returns:
         A result for each measure, by key.
@@ -140,95 +98,218 @@ def evaluate(
     Raises:
         DataError: images or labels are not as above, or the model does not return logits.
         SpecError: two measures have one key.
+        UserError: there is no such suite or device.
     """
-    measures = STANDARD if measures is None else measures
-    keys = [measure.key for measure in measures]
+    suite = suite_of(suite)
+    threat = threat or suite.threat or Linf()
+    keys = [measure.key for measure in suite.measures]
     for key in keys:
         if keys.count(key) > 1:
             raise SpecError(f"two measures report as '{key}'", place="measures", remedy="give one of them another key")
-    _check_images(images)
-    where = _device_of(model, images) if device is None else torch.device(device)
+    source = source_of(images, labels)
+    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    where = home if device is None else device_of(device)
+    bounds = [bound for bound in (limit, suite.images) if bound is not None]
+    try:
+        model.to(where)
+        x, y = source.rows(torch.arange(min(PROBE, len(source))))
+        with judging(model, threat, x.to(where), exact=exact) as subject:
+            classes = check_model(subject, x.to(where))
+            check_labels(y, len(y), classes)
+            world = World(
+                samples=len(source),
+                training=len(source),
+                classes=classes,
+                image_shape=(x.shape[1], x.shape[2], x.shape[3]),
+                device=where,
+            )
+            weights = "" if folder is None else digest_of_weights(model)
+            found = {}
+            for measure in suite.measures:
+                rows = rows_of(measure, min(bounds, default=None), len(source))
+                ledger = ledger_of(folder, weights, measure, threat, rows, batch_size, seed, exact, world)
+                result = judge_slices(
+                    measure, subject, source, rows, world, seed=seed, batch_size=batch_size, ledger=ledger, watch=watch
+                )
+                assert result is not None  # nobody stops it
+                found[measure.key] = result
+            path = str(subject.logits.path)
+    finally:
+        model.to(home)
+    notes = [Finding(check=key, verdict="warning", evidence=n) for key, result in found.items() for n in result.notes]
+    return Results(found, threat, seed, path, tuple(notes))
 
-    def load(rows: Tensor) -> tuple[Tensor, Tensor]:
-        x = images[rows.to(images.device)].detach().to(where).float()
-        return x, labels[rows.to(labels.device)].to(where).long()
 
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))  # attacks differentiate, whatever the caller is in
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(where.type, enabled=False))
-        stack.enter_context(as_found(model))
-        model.eval()
-        logits = LogitsOf(model)
-        classes = _classes(logits, images[:1].detach().to(where).float())
-        _check_labels(labels, len(images), classes)
-        world = World(
-            samples=len(images),
-            training=len(images),
-            classes=classes,
-            image_shape=(images.shape[1], images.shape[2], images.shape[3]),
-            device=where,
-        )
-        predict = ModulePredictor(logits)
-        results = {}
-        for measure in measures:
-            rows = _rows(measure, None, len(images))
-            results[measure.key] = _measure(measure, rows, load, predict, model, threat, world, seed, batch_size, None)
-        return results
-
-
-def _rows(measure: Measure, limit: int | None, total: int) -> Tensor:
+def rows_of(measure: Measure, limit: int | None, total: int) -> Tensor:
+    """The rows that a measure judges, of a test set of `total` images."""
     limits = [bound for bound in (limit, getattr(measure, "images", None)) if bound is not None]
     return fixed_part(total, min(limits, default=None))
 
 
-def _measure(
+def ledger_of(
+    folder: str | Path | None,
+    weights: str,
     measure: Measure,
-    rows: Tensor,
-    load: Callable[[Tensor], tuple[Tensor, Tensor]],
-    predict: Predict,
-    model: nn.Module,
     threat: ThreatModel,
-    world: World,
-    seed: int,
+    rows: Tensor,
     batch_size: int,
-    on_slice: OnSlice | None,
-) -> Result:
-    began = time.perf_counter()
+    seed: int,
+    exact: bool,
+    world: World,
+) -> Ledger:
+    """The ledger of this evaluation and no other."""
+    if folder is None:
+        return Ledger()
     size = getattr(measure, "slice_size", batch_size)
-    mine = list(enumerate(torch.split(rows, size)))[world.rank :: world.size]
-    total = sum(len(part) for _, part in mine)
-    outcomes = torch.zeros(len(rows), dtype=torch.int64, device=world.device)
-    reports = []
-    done = right = 0
+    facts = [weights, to_json(measure), to_json(threat), seed, world.samples, len(rows), size, exact]
+    return Ledger(Path(folder), f"{measure.key.replace('/', '-')}-{digest(facts)}", world.rank)
+
+
+def judge_slices(
+    measure: Measure,
+    subject: Subject,
+    source: Source,
+    rows: Tensor,
+    world: World,
+    *,
+    seed: int = 0,
+    batch_size: int,
+    ledger: Ledger | None = None,
+    watch: Watch | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Result | None:
+    """Takes a measure through `rows` of the test images: None where `should_stop` said so after a stage.
+
+    The rows are cut into slices (of the measure's `slice_size`, else `batch_size`), which are dealt to the processes in
+    turn; what a slice gives does not depend on who judges it, when, or beside which others. Every process calls this
+    and gets the same result.
+    """
+    ledger = ledger or Ledger()
+    slices = torch.split(rows, getattr(measure, "slice_size", batch_size))
+    entries = _still_true(ledger.read(), slices, source, world)  # of slices that need no more work
+    started = {number: entry for number, entry in entries.items() if not entry.finished}
+    entries = {number: entry for number, entry in entries.items() if entry.finished}
+    mine = [number for number in range(len(slices)) if number not in entries][world.rank :: world.size]
+    progress = _Progress(measure.key, watch, sum(len(slices[number]) for number in mine))
+    stopped = False
     with torch.inference_mode(False), torch.no_grad():
-        for number, part in mine:
-            x, y = load(part)
-            found = measure.outcomes(predict, model, x, y, threat, derive(seed, measure.key, number))
-            outcomes[number * size : number * size + len(part)] = found.right
-            reports.append(json.dumps([number, len(part), found.breakdown, found.notes]))
-            done, right = done + len(part), right + int(found.right.sum())
-            if on_slice is not None:
-                on_slice(done, total, right)
-    flags = [bool(outcome) for outcome in world.sum(outcomes).tolist()]
-    slices = sorted(map(json.loads, _everyone(reports, world)), key=lambda report: int(report[0]))
+        for number in mine:
+            x, y = source.rows(slices[number])
+            part = Slice(x.to(world.device), y.to(world.device), number)
+            check_labels(y, len(y), world.classes, slices[number])
+            entry = started.get(number)
+            before, seconds = (None, 0.0) if entry is None else (_moved(entry.outcomes, world.device), entry.seconds)
+            names = digest_of_images(x, y)
+            began = time.perf_counter()
+            for outcomes in measure.outcomes(subject, part, seed, before):
+                now = time.perf_counter()
+                seconds, began = seconds + now - began, now
+                entry = Entry(names, _moved(outcomes, torch.device("cpu")), False, seconds)
+                ledger.write(number, entry)
+                progress.stage(entry.outcomes)
+                if should_stop is not None and should_stop():
+                    stopped = True
+                    break
+            if stopped:
+                break
+            assert entry is not None, f"{type(measure).__name__} yields nothing"
+            entries[number] = attrs.evolve(entry, finished=True)
+            ledger.write(number, entries[number])
+            progress.slice(entry.outcomes)
+    if world.any(stopped):
+        return None
+    return _result(measure, entries, world)
+
+
+def check_model(subject: Subject, images: Tensor) -> int:
+    """K, from one forward of a few images (B, C, H, W).
+
+    Raises:
+        DataError: what the model returns are not logits.
+    """
+    try:
+        logits: Tensor = subject.logits(images)
+    except (AttributeError, TypeError) as error:  # neither a tensor nor an Output
+        raise DataError(f"does not return logits: {error}", place="model") from error
+    except RuntimeError as error:
+        shape = " x ".join(map(str, images.shape[1:]))
+        fault = f"cannot take images of {shape}: {str(error).splitlines()[0]}"
+        raise DataError(fault, place="model", remedy="is it for these data?") from error
+    if logits.ndim != 2 or logits.shape[0] != len(images) or logits.shape[1] < 2:
+        raise DataError(f"logits must be (B, K) with K >= 2, got {tuple(logits.shape)}", place="model")
+    if not bool(logits.isfinite().all()):
+        broken = int((~logits.isfinite().all(dim=1)).sum())
+        raise DataError(
+            f"returns NaN or infinity on {broken} of {len(images)} images",
+            place="model",
+            remedy="are its weights those of a finished training?",
+        )
+    sums = logits.sum(dim=1)
+    if bool((logits >= 0).all() and ((sums - 1).abs() < 1e-4).all()):
+        raise DataError("returns probabilities, not logits", place="model", remedy="take the softmax off its end")
+    return logits.shape[1]
+
+
+class _Progress:
+    """Tells a watcher how far this process is with its own slices."""
+
+    def __init__(self, key: str, watch: Watch | None, total: int) -> None:
+        self._key, self._watch, self._total = key, watch, total
+        self._done = self._right = 0
+        self._tell(News(0, total, 0, 0))
+
+    def stage(self, outcomes: Outcomes) -> None:
+        stage = next(reversed(outcomes.breakdown), "")
+        if stage:
+            judged, right = self._done + len(outcomes.right), self._right + int(outcomes.right.sum())
+            self._tell(News(self._done, self._total, judged, right, stage))
+
+    def slice(self, outcomes: Outcomes) -> None:
+        self._done, self._right = self._done + len(outcomes.right), self._right + int(outcomes.right.sum())
+        self._tell(News(self._done, self._total, self._done, self._right))
+
+    def _tell(self, news: News) -> None:
+        if self._watch is not None:
+            self._watch(self._key, news)
+
+
+def _still_true(found: dict[int, Entry], slices: Sequence[Tensor], source: Source, world: World) -> dict[int, Entry]:
+    """The entries whose images are still those of the test set, the same in every process."""
+    flags = torch.zeros(len(slices), dtype=torch.int64, device=world.device)
+    for number in sorted(found)[world.rank :: world.size]:
+        if number < len(slices):
+            flags[number] = digest_of_images(*source.rows(slices[number])) == found[number].images
+    return {number: found[number] for number in world.sum(flags).nonzero().flatten().tolist()}
+
+
+def _result(measure: Measure, entries: dict[int, Entry], world: World) -> Result:
+    """One result of all processes' slices."""
+    lines = [json.dumps(entry.to_json(number)) for number, entry in entries.items()]
+    reports = {report["slice"]: report for report in map(json.loads, _everyone(lines, world))}
+    slices = [reports[number] for number in sorted(reports)]
+    outcomes = [sign == "1" for report in slices for sign in report["right"]]
     breakdown = {
-        name: math.fsum(count * parts[name] for _, count, parts, _ in slices) / len(flags)
-        for name in (slices[0][2] if slices else ())
+        name: math.fsum(len(report["right"]) * report["breakdown"][name] for report in slices) / len(outcomes)
+        for name in (slices[0]["breakdown"] if slices else ())
     }
-    notes = [note for *_, said in slices for note in said]
+    notes = [note for report in slices for note in report["notes"]]
     if hasattr(measure, "remarks"):
         notes.extend(measure.remarks(breakdown))
     return Result(
         key=measure.key,
-        accuracy=sum(flags) / len(flags),
-        n=len(flags),
-        ci95=wilson(sum(flags), len(flags)),
-        seconds=time.perf_counter() - began,
+        accuracy=sum(outcomes) / len(outcomes),
+        n=len(outcomes),
+        ci95=wilson(sum(outcomes), len(outcomes)),
+        seconds=math.fsum(report["seconds"] for report in slices),
         breakdown=breakdown,
         notes=tuple(dict.fromkeys(notes)),
-        outcomes=flags,
+        outcomes=outcomes,
+        images=fingerprint("".join(report["images"] for report in slices)),
     )
+
+
+def _moved(outcomes: Outcomes, device: torch.device) -> Outcomes:
+    return outcomes._replace(right=outcomes.right.to(device))
 
 
 def _everyone(lines: list[str], world: World) -> list[str]:
@@ -236,52 +317,3 @@ def _everyone(lines: list[str], world: World) -> list[str]:
     text = "".join(f"{line}\n" for line in lines).encode()
     rows = torch.tensor(list(text), dtype=torch.uint8, device=world.device)
     return bytes(world.gather_rows(rows).tolist()).decode().splitlines()
-
-
-def _device_of(model: nn.Module, images: Tensor) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return images.device if parameter is None else parameter.device
-
-
-def _classes(logits: nn.Module, image: Tensor) -> int:
-    """K, from one forward."""
-    try:
-        output: Tensor = logits(image)
-    except AttributeError as error:  # neither a tensor nor an Output
-        raise DataError(f"does not return logits: {error}", place="model") from error
-    if output.ndim != 2 or output.shape[1] < 2:
-        raise DataError(f"logits must be (B, K) with K >= 2, got {tuple(output.shape)}", place="model")
-    return output.shape[1]
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
-        raise DataError(
-            f"must be (N, C, H, W) floating point, N >= 1, got {tuple(images.shape)} {images.dtype}",
-            place="images",
-            remedy="divide 8-bit pixels by 255",
-        )
-    low, high = images.min().item(), images.max().item()
-    if not (low >= 0 and high <= 1):
-        raise DataError(
-            f"pixels must be in [0, 1], but range from {low:g} to {high:g}",
-            place="images",
-            remedy="divide 8-bit pixels by 255, and put normalisation inside the model",
-        )
-
-
-def _check_labels(labels: Tensor, images: int, classes: int) -> None:
-    if labels.shape != (images,) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise DataError(
-            f"must be ({images},) whole numbers, got {tuple(labels.shape)} {labels.dtype}",
-            place="labels",
-            remedy="give one class number for each image",
-        )
-    wrong = ((labels < 0) | (labels >= classes)).nonzero()
-    if len(wrong):
-        row = int(wrong[0])
-        raise DataError(
-            f"label {int(labels[row])} of image {row} is not one of 0..{classes - 1}",
-            place="labels",
-            remedy=f"the model has {classes} logits: is it for these data?",
-        )

@@ -2,30 +2,97 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from robustkit.core.batch import Output
 from robustkit.core.model import RobustModel
+from robustkit.core.strategy import Subject, ThreatModel
+from robustkit.engine.folding import Folding, close, fold
+from robustkit.engine.predictor import ModulePredictor
 
 
 class LogitsOf(nn.Module):
-    """Images (B, C, H, W) -> logits (B, K) float32, of a module that returns logits, or an Output as ours do."""
+    """Images (B, C, H, W) -> logits (B, K) float32, of a module that returns logits, or an Output as ours do.
+
+    As it is; or, once `quicken` has found a faster way that gives the same logits, that way.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
         self.training = module.training
+        self.layout = torch.contiguous_format
+        self.folding: Folding | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        if isinstance(self.module, RobustModel):  # the layout of the prediction path; other modules may not take it
-            images = images.contiguous(memory_format=torch.channels_last)
-        output = self.module(images)
+        output = self.output(images)
         logits: Tensor = output.logits if isinstance(output, Output) else output
         return logits.float()
+
+    def output(self, images: Tensor) -> Output | Tensor:
+        """What the module itself returns."""
+        images = images.contiguous(memory_format=self.layout)
+        if self.folding is None or self.module.training:
+            return self.module(images)  # type: ignore[no-any-return]
+        with self.folding:
+            return self.module(images)  # type: ignore[no-any-return]
+
+    @property
+    def path(self) -> str:
+        """How it forwards, in words."""
+        layout = "channels-last" if self.layout is torch.channels_last else "as given"
+        folded = "" if self.folding is None else f", {self.folding.folded} batch normalisations folded"
+        return f"float32, {layout}{folded}"
+
+    @torch.no_grad()
+    def quicken(self, images: Tensor) -> None:
+        """Tries channels-last layout and folded batch normalisation on `images`, and keeps what gives the same logits.
+
+        A model that is randomised, or rounds, may not give the same logits twice: it stays as it is. So does one that
+        is compiled already.
+        """
+        if any(isinstance(part, (torch._dynamo.OptimizedModule, torch.jit.ScriptModule)) for part in self.modules()):
+            return
+        plain = self(images)
+        self.layout = torch.channels_last
+        try:
+            same = close(self(images), plain)
+        except RuntimeError:  # somebody views activations as if they were contiguous
+            same = False
+        if not same:
+            self.layout = torch.contiguous_format
+        try:
+            self.folding = fold(self, images)
+        except RuntimeError:
+            self.folding = None
+
+
+@contextmanager
+def judging(model: nn.Module, threat: ThreatModel, images: Tensor, *, exact: bool = False) -> Iterator[Subject]:
+    """The model as measures see it: in eval mode and float32, without gradients for its parameters.
+
+    Afterwards it is as it was. `images` (B, C, H, W) are a few that a faster way may be tried on; with `exact` the
+    model forwards as if it were called by hand.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))  # attacks differentiate, whatever the caller is in
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(images.device.type, enabled=False))
+        if exact and isinstance(model, RobustModel):  # training keeps ours in another layout than files do
+            model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+        stack.enter_context(as_found(model))
+        model.eval()
+        model.requires_grad_(False)
+        logits = LogitsOf(model)
+        if not exact:
+            stack.enter_context(_full_float32())
+            logits.quicken(images)
+        yield Subject(predict=ModulePredictor(logits, logits.output), logits=logits, threat=threat)
 
 
 def is_right(logits: Tensor, y: Tensor) -> Tensor:
@@ -45,3 +112,14 @@ def as_found(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, needed in needs:
             parameter.requires_grad_(needed)
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Float32 that is float32: without the shortened mantissa that GPUs take for it by default."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

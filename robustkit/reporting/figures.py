@@ -157,7 +157,7 @@ class _Row:
 def examples(parts: Parts) -> Figure:
     """Test images: natural, perturbation, adversarial (PGD-20), inverse adversarial; what the model makes of each."""
     batch = make_batch(parts.data.test, _varied(parts.data.test.labels), device=parts.world.device)
-    predict = Predictor(parts.final, parts.world.device, parts.recipe.precision.evaluation)
+    predict = Predictor(parts.final, parts.world.device)
     with torch.no_grad(), predict.using("eval") as forward:
         shown = _example_rows(parts, forward, batch)
     count = len(batch.y)

@@ -21,6 +21,7 @@ from robustkit.core.batch import Progress
 from robustkit.core.parts import Parts, Totals
 from robustkit.core.recipe import Recipe
 from robustkit.core.spec import digest
+from robustkit.evaluation.evaluate import News
 from robustkit.reporting import consoles, formats
 from robustkit.runs import RunDisplay, Silent
 
@@ -117,17 +118,23 @@ class TerminalDisplay:
         self.say("".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)) + best)
         self._mark = time.monotonic()  # what validation took is not the next step's
 
-    def measuring(self, checkpoint: str, key: str, done: int, total: int, right: int) -> None:
+    def measuring(self, checkpoint: str, key: str, news: News) -> None:
         now = time.monotonic()
-        if done == 0:
+        if self._measured != (checkpoint, key):
             self._measured, self._began, self._next_line = (checkpoint, key), now, now + LINE_EVERY
-        elif not self.animated and done < total and now < self._next_line:
+        elif not self.animated and news.done < news.total and now < self._next_line:
             return
         self._next_line = now + LINE_EVERY
-        took = now - self._began
-        left = f"{formats.duration(took / done * (total - done))} left" if 0 < done < total else formats.duration(took)
-        details = f"accuracy {formats.percent(right / done)} % on {done} images" if done else ""
-        self._show(f"measuring {checkpoint}: {key}", done, total, left if done else "", details)
+        took, left, details = now - self._began, "", ""
+        if 0 < news.done < news.total:
+            left = f"{formats.duration(took / news.done * (news.total - news.done))} left"
+        elif news.judged:
+            left = formats.duration(took)
+        if news.judged:
+            bound = "at most " if news.stage else ""
+            details = f"accuracy {bound}{formats.percent(news.right / news.judged)} % on {news.judged} images"
+            details += f", after {news.stage}" if news.stage else ""
+        self._show(f"measuring {checkpoint}: {key}", news.done, news.total, left, details)
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)

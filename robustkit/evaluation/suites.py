@@ -1,0 +1,46 @@
+"""Suites by name: what is commonly reported together. A recipe takes them as they are, or composes its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from robustkit.core.errors import UserError
+from robustkit.core.recipe import Suite
+from robustkit.core.registry import hint
+from robustkit.core.strategy import Measure
+from robustkit.evaluation.attacked import CW, CW_40, PGD_10, PGD_20, PGD_40, PGD_50, PGD_50_10
+from robustkit.evaluation.autoattack import AutoAttack
+from robustkit.evaluation.clean import Clean
+
+APGD_DLR = AutoAttack(key="apgd-dlr", attacks=("apgd-dlr",))
+"""APGD on the DLR loss, by AutoAttack's authors' code: 100 steps, one start."""
+FAB = AutoAttack(key="fab", attacks=("fab",))
+"""FAB, untargeted, by AutoAttack's authors' code: 100 steps, one start."""
+
+QUICK = Suite(images=1000, measures=(Clean(), PGD_20, CW, AutoAttack(images=256)))
+"""Minutes rather than hours, with the intervals of 1,000 images, and of 256 for AutoAttack."""
+STANDARD = Suite(measures=(Clean(), PGD_20, CW, AutoAttack()))
+"""What is measured where nothing else is asked for, on all test images."""
+UIAT = Suite(measures=(Clean(), PGD_20, CW, CW_40, PGD_50_10, AutoAttack()))
+"""The columns of Dong et al. (CVPR 2023), with both readings of its CW, and PGD-50-10 of the single-step methods."""
+ECAS = Suite(measures=(Clean(), PGD_10, PGD_20, PGD_50, CW, AutoAttack()))
+"""The columns of the ECAS paper (BMVC 2023)."""
+LDAT = Suite(measures=(Clean(), PGD_40, APGD_DLR, FAB, AutoAttack()))
+"""The L-infinity columns of the LDAT paper (CMC 2024) but for DeepFool, and AutoAttack, which it does not report."""
+
+SUITES = {"quick": QUICK, "standard": STANDARD, "uiat": UIAT, "ecas": ECAS, "ldat": LDAT}
+
+
+def suite_of(wanted: str | Suite | Sequence[Measure]) -> Suite:
+    """A suite by its name, as it is, or made of measures.
+
+    Raises:
+        UserError: there is no suite of that name.
+    """
+    if isinstance(wanted, Suite):
+        return wanted
+    if isinstance(wanted, str):
+        if wanted not in SUITES:
+            raise UserError(f"there is no suite '{wanted}'", place="suite", remedy=hint(wanted, SUITES))
+        return SUITES[wanted]
+    return Suite(measures=tuple(wanted))
