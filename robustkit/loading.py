@@ -1,0 +1,169 @@
+"""Finished models as plain modules: images in, logits out. Neither their data nor their training is needed.
+
+model = robustkit.load("runs/quickstart-1", checkpoint="best")
+model(images).argmax(dim=1)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import robustkit.backbones  # noqa: F401  registers ours
+from robustkit.core import checkpoint as checkpoints
+from robustkit.core.device import device_of
+from robustkit.core.errors import CheckpointError, RegistryError, UserError
+from robustkit.core.model import Model, RobustModel
+from robustkit.core.recipe import load_recipe
+from robustkit.core.registry import hint
+from robustkit.core.spec import evolve, from_json
+from robustkit.core.strategy import Dataset, Head
+
+CHECKPOINTS = ("last", "best")
+EXPORTED = "model.safetensors"
+"""The file that makes a folder an exported model; `model.json` beside it holds its facts once more, to be read."""
+
+
+class Classifier(nn.Module):
+    """Images (B, C, H, W) in [0, 1] -> logits (B, K) float32; normalisation is inside.
+
+    `network` is the trained network, `classes` the K names in the order of the logits, `image_shape` is (C, H, W),
+    `recipe` the recipe as JSON data, and `facts` all that the file says of itself (epoch, version, digest, ...).
+    """
+
+    def __init__(self, network: RobustModel, facts: dict[str, Any]) -> None:
+        super().__init__()
+        self.network, self.facts = network, facts
+        self.recipe: dict[str, Any] = facts["recipe"]
+        self.classes: tuple[str, ...] = tuple(facts["classes"])
+        channels, height, width = facts["image_shape"]
+        self.image_shape: tuple[int, int, int] = channels, height, width
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last)).logits
+        return logits.float()
+
+
+def load(path: str | Path, checkpoint: str | None = None, device: str | torch.device | None = None) -> Classifier:
+    """The model of a run, or of a folder that `robustkit export --to safetensors` wrote.
+
+    It is in eval mode, and its parameters require gradients, so that it can be attacked and trained on. Where the
+    recipe averages weights, these are the averaged ones. Weights are safetensors, which hold nothing that runs; but
+    where a run's own recipe.py defines its head or backbone, that file is executed, as `resume` and `eval` do.
+
+    Args:
+        path: the folder.
+        checkpoint: "last" (None: this) or "best" of a run; an exported folder holds one.
+        device: where to put it (None: the CPU).
+
+    Raises:
+        UserError: there is no such model, it is damaged, or its head or backbone is not installed.
+    """
+    path = Path(path)
+    state, facts = read(path, checkpoint)
+    network = build(facts, path / "recipe.py")
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        fault = f"its weights do not fit its recipe: {' '.join(str(error).split())[:200]}"
+        raise CheckpointError(fault, place=str(path)) from error
+    model = Classifier(network, facts).to(memory_format=torch.channels_last).eval()
+    return model if device is None else model.to(device_of(device))
+
+
+def read(path: Path, checkpoint: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of the network that is kept, on the CPU, and the facts: recipe, classes and image_shape among them.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if checkpoint is not None and checkpoint not in CHECKPOINTS:
+        raise UserError(f"there is no checkpoint '{checkpoint}'", place=str(path), remedy=hint(checkpoint, CHECKPOINTS))
+    exported = (path / EXPORTED).is_file()
+    try:
+        state, facts = _read_export(path, checkpoint) if exported else _read_run(path, checkpoint or "last")
+        _ = facts["recipe"]["model"], facts["recipe"]["head"], facts["classes"], facts["image_shape"], facts["digest"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"lacks what a model needs: {error}", place=str(path)) from error
+    return state, facts
+
+
+def build(facts: dict[str, Any], source: Path | None = None) -> RobustModel:
+    """The network that the facts describe, with weights that mean nothing; torch's random state stays as it was.
+
+    Where its head or backbone is not installed, the file `source` may define it, and is executed.
+
+    Raises:
+        UserError: its head or backbone is not installed.
+    """
+    model, head = _strategies(facts["recipe"], source)
+    channels, height, width = facts["image_shape"]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
+        return model.build(head, len(facts["classes"]), (channels, height, width), seed=0)
+
+
+def _strategies(recipe: dict[str, Any], source: Path | None) -> tuple[Model, Head]:
+    source = source if source is not None and source.is_file() else None
+    try:
+        model, head = _parsed(recipe)
+    except RegistryError:
+        if source is None:
+            raise
+        load_recipe(source)
+        return _parsed(recipe)
+    if source is not None and not timm.is_model(model.backbone):
+        load_recipe(source)
+    return model, head
+
+
+def _parsed(recipe: dict[str, Any]) -> tuple[Model, Head]:
+    model: Model = from_json(Model, recipe["model"], "model")
+    head: Head = from_json(Head, recipe["head"], "head")
+    return evolve(model, pretrained=False), head  # or timm would download weights, to be overwritten
+
+
+def _read_run(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    held = sorted(path.stem for path in (folder / "checkpoints").glob("*.safetensors"))
+    if not held:
+        remedy = f"give a folder with checkpoints/, or with {EXPORTED}"
+        raise CheckpointError("is neither a run nor an exported model", place=str(folder), remedy=remedy)
+    if name not in held:
+        raise CheckpointError(f"has no checkpoint '{name}'", place=str(folder), remedy=f"it has: {', '.join(held)}")
+    tensors, facts = checkpoints.read(folder / "checkpoints" / f"{name}.safetensors")
+    prefix = "model." if facts["recipe"].get("average") is None else "average."
+    state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    return state, facts | _of_the_data(facts) | {"checkpoint": name}
+
+
+def _of_the_data(facts: dict[str, Any]) -> dict[str, Any]:
+    """Classes and image shape; checkpoints written before these were noted ask the recipe's data."""
+    if "classes" in facts:
+        return {}
+    dataset: Dataset = from_json(Dataset, facts["recipe"]["data"], "data")
+    shape, count = dataset.facts
+    if shape is not None and count is not None:
+        return {"classes": [str(number) for number in range(count)], "image_shape": list(shape)}
+    data = dataset.load()
+    return {"classes": list(data.classes), "image_shape": list(data.train.shape)}
+
+
+def _read_export(folder: Path, name: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    state, facts = checkpoints.read(folder / EXPORTED)
+    if name is not None and name != facts["checkpoint"]:
+        fault = f"holds the checkpoint '{facts['checkpoint']}', not '{name}'"
+        raise CheckpointError(fault, place=str(folder), remedy="export the other one too")
+    readable = (folder / EXPORTED).with_suffix(".json")
+    try:
+        same = not readable.is_file() or json.loads(readable.read_text(encoding="utf-8")) == facts
+    except ValueError:
+        same = False
+    if not same:
+        remedy = "put back the file that was exported, or remove it: only a copy for reading is in it"
+        raise CheckpointError(f"does not say what {EXPORTED} says", place=str(readable), remedy=remedy)
+    return state, facts
