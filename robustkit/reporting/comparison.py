@@ -1,22 +1,26 @@
-"""How recipes and runs differ."""
+"""How recipes and runs differ: settings, results, and whether a difference in results is more than chance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 from rich.console import Console
 
 from robustkit.core.recipe import Recipe, load_recipe
-from robustkit.core.spec import digest, flatten, to_json
-from robustkit.folder import read_results
+from robustkit.core.spec import canonical, digest, evolve, flatten, to_json
+from robustkit.evaluation import statistics
+from robustkit.evaluation.statistics import LEVEL, Interval, Spread
+from robustkit.folder import read_outcomes, read_results
 from robustkit.reporting import formats
-from robustkit.reporting.tables import columns, plain_table, print_results
+from robustkit.reporting.tables import ORDER, columns, plain_table, print_results
 from robustkit.runs import recipe_of
 
 ABSENT = "-"
+
+Basis = Literal["same images", "different images", "seeds"]
 
 
 @attrs.frozen
@@ -27,6 +31,68 @@ class Item:
     recipe: Recipe
     is_run: bool
     results: dict[str, Any]
+    outcomes: dict[str, dict[str, dict[str, str]]] = attrs.field(factory=dict)
+
+    @property
+    def has_best(self) -> bool:
+        """Whether the best checkpoint was measured and is not the last one."""
+        best = self.results.get("best")
+        return bool(best) and best != self.results.get("last")
+
+    def entry(self, checkpoint: str, key: str) -> dict[str, Any]:
+        """A measure's result; the best checkpoint's is the last one's where they are the same."""
+        found: dict[str, Any] = self.results["best" if checkpoint == "best" and self.has_best else "last"][key]
+        return found
+
+    def keys(self, checkpoint: str) -> set[str]:
+        return set(self.results.get("best" if checkpoint == "best" and self.has_best else "last") or ())
+
+    def right(self, checkpoint: str, key: str) -> tuple[str, str] | None:
+        """Fingerprint of the images and outcome of each, if they belong to the result."""
+        saved = self.outcomes.get("best" if checkpoint == "best" and self.has_best else "last", {}).get(key)
+        entry = self.entry(checkpoint, key)
+        if saved is None or (len(saved["right"]), saved["right"].count("1")) != (entry["n"], right_in(entry)):
+            return None
+        return saved["images"], saved["right"]
+
+
+@attrs.frozen
+class Group:
+    """Runs of one recipe, each with its own seed."""
+
+    name: str
+    runs: tuple[Item, ...]
+
+    def accuracies(self, checkpoint: str, key: str) -> list[float]:
+        return [float(run.entry(checkpoint, key)["accuracy"]) for run in self.runs]
+
+
+@attrs.frozen
+class Difference:
+    """First group minus second, in one measure of one checkpoint, and what that rests on.
+
+    "same images": image by image, one network each (exact McNemar test, Tango's interval). "different images": two
+    independent results (Newcombe's interval, no test). "seeds": means over seeds (Welch); no interval with one seed on
+    a side.
+    """
+
+    first: Group
+    second: Group
+    checkpoint: str
+    key: str
+    basis: Basis
+    value: float
+    ci95: Interval | None
+    p: float | None = None
+    only_first: int | None = None
+    only_second: int | None = None
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the data tell the two apart: p below 0.05; where there is no test, an interval without zero."""
+        if self.p is not None:
+            return self.p < LEVEL
+        return self.ci95 is not None and not self.ci95[0] <= 0 <= self.ci95[1]
 
 
 def load_item(path: str) -> Item:
@@ -37,8 +103,21 @@ def load_item(path: str) -> Item:
     """
     folder = Path(path)
     if folder.is_dir():
-        return Item(path, recipe_of(folder), True, read_results(folder))
+        return Item(path, recipe_of(folder), True, read_results(folder), read_outcomes(folder))
     return Item(path, load_recipe(path), False, {})
+
+
+def right_in(entry: dict[str, Any]) -> int:
+    """How many images the model got right."""
+    return round(float(entry["accuracy"]) * int(entry["n"]))
+
+
+def but_for_seed(recipe: Recipe) -> str:
+    """Equal for recipes that differ in their seed alone, whatever their controls."""
+    return canonical(evolve(recipe, seed=0, control=None))
+
+
+# Settings
 
 
 def differing(items: Sequence[Item]) -> dict[str, list[Any]]:
@@ -69,16 +148,115 @@ def _worth_a_row(path: str, found: dict[str, list[Any]]) -> bool:
     return False
 
 
+# Results
+
+
+def groups(items: Sequence[Item]) -> list[Group]:
+    """Runs with results, those of one recipe but for its seed together. Of one recipe and seed the first run counts."""
+    names = _short([item.path for item in items])
+    found: dict[str, dict[int, tuple[str, Item]]] = {}
+    for name, item in zip(names, items, strict=True):
+        if item.results:
+            seeds = found.setdefault(but_for_seed(item.recipe), {})
+            seeds.setdefault(item.recipe.seed, (name, item))
+    made = []
+    for seeds in found.values():
+        (first, *others), runs = zip(*seeds.values(), strict=True)
+        made.append(Group(f"{first} (+{len(others)})" if others else first, runs))
+    return made
+
+
+def spreads(group: Group) -> Iterator[tuple[str, str, Spread]]:
+    """(checkpoint, key, spread) of each measure that all runs of a group have; nothing for one run."""
+    if len(group.runs) > 1:
+        for checkpoint, key in _common(group.runs):
+            yield checkpoint, key, statistics.spread(group.accuracies(checkpoint, key))
+
+
+def differences(found: Sequence[Group]) -> Iterator[Difference]:
+    """The first group minus each other one, in each measure that both have."""
+    for other in found[1:]:
+        for checkpoint, key in _common([*found[0].runs, *other.runs]):
+            yield _difference(found[0], other, checkpoint, key)
+
+
+def _difference(first: Group, second: Group, checkpoint: str, key: str) -> Difference:
+    if len(first.runs) > 1 or len(second.runs) > 1:
+        a, b = first.accuracies(checkpoint, key), second.accuracies(checkpoint, key)
+        test = statistics.welch(a, b)
+        value = statistics.spread(a).mean - statistics.spread(b).mean
+        ci95, p = (None, None) if test is None else (test.ci95, test.p)
+        return Difference(first, second, checkpoint, key, "seeds", value, ci95, p)
+    one, two = (group.runs[0].entry(checkpoint, key) for group in (first, second))
+    a_right, b_right = (group.runs[0].right(checkpoint, key) for group in (first, second))
+    if a_right is not None and b_right is not None and a_right[0] == b_right[0]:
+        pair = statistics.paired(a_right[1], b_right[1])
+        counts = pair.only_first, pair.only_second
+        return Difference(first, second, checkpoint, key, "same images", pair.difference, pair.ci95, pair.p, *counts)
+    ci95 = statistics.independent(right_in(one), one["n"], right_in(two), two["n"])
+    return Difference(first, second, checkpoint, key, "different images", one["accuracy"] - two["accuracy"], ci95)
+
+
+def _common(runs: Sequence[Item]) -> Iterator[tuple[str, str]]:
+    """(checkpoint, key) of what all runs have measured; best only where it is not the last everywhere."""
+    for checkpoint in ("last", "best"):
+        if checkpoint == "last" or any(run.has_best for run in runs):
+            for key in in_order(set.intersection(*(run.keys(checkpoint) for run in runs))):
+                yield checkpoint, key
+
+
+def in_order(keys: set[str]) -> list[str]:
+    """Keys as tables show them."""
+
+    def position(key: str) -> tuple[str, int, str]:
+        suite, _, name = key.rpartition("/")
+        return suite, ORDER.index(name) if name in ORDER else len(ORDER), name
+
+    return sorted(keys, key=position)
+
+
 def to_data(items: Sequence[Item]) -> dict[str, Any]:
     """The comparison as JSON data."""
+    found = groups(items)
     return {
         "compared": [{"path": i.path, "digest": digest(i.recipe), "results": i.results} for i in items],
         "differing": differing(items),
+        "seeds": [
+            {"runs": _paths(group), "checkpoint": checkpoint, "measure": key, **attrs.asdict(spread)}
+            for group in found
+            for checkpoint, key, spread in spreads(group)
+        ],
+        "differences": [
+            {
+                "first": _paths(d.first),
+                "second": _paths(d.second),
+                "checkpoint": d.checkpoint,
+                "measure": d.key,
+                "basis": d.basis,
+                "difference": d.value,
+                "ci95": d.ci95,
+                "p": d.p,
+                "only_first": d.only_first,
+                "only_second": d.only_second,
+                "resolved": d.resolved,
+            }
+            for d in differences(found)
+        ],
     }
 
 
+def _paths(group: Group) -> list[str]:
+    return [run.path for run in group.runs]
+
+
+# Printing
+
+
 def print_comparison(console: Console, items: Sequence[Item]) -> None:
-    """Settings that differ; then the results of those that are runs, side by side."""
+    """Settings that differ; then, of those that are runs, the results side by side, over seeds, and their differences.
+
+    Runs of one recipe but for the seed are one group.
+    """
     names = _short([item.path for item in items])
     found = differing(items)
     if found:
@@ -93,6 +271,58 @@ def print_comparison(console: Console, items: Sequence[Item]) -> None:
         pairs = zip(names, items, strict=True)
         shown = [column for name, item in pairs for column in columns(name, item.results)]
         print_results(console, shown, title="Results")
+        _print_spreads(console, groups(items))
+        _print_differences(console, list(differences(groups(items))))
+
+
+def _print_spreads(console: Console, found: Sequence[Group]) -> None:
+    table = plain_table("Runs", "Measure", title="Over seeds")
+    for heading in ("Seeds", "Mean and sd, %", "Interval of the mean (95 %)"):
+        table.add_column(heading, justify="right")
+    said = ""
+    for group in found:
+        for checkpoint, key, spread in spreads(group):
+            assert spread.sd is not None
+            runs, mean = f"{group.name}, {checkpoint}", f"{formats.percent(spread.mean)} ± {100 * spread.sd:.2f}"
+            interval = "" if spread.ci95 is None else _interval(spread.ci95)
+            table.add_row("" if runs == said else runs, key, str(spread.n), mean, interval)
+            said = runs
+    if table.row_count:
+        console.print(table)
+
+
+def _print_differences(console: Console, found: Sequence[Difference]) -> None:
+    if not found:
+        return
+    table = plain_table("First minus second", "Measure", title="Differences")
+    for heading in ("Points  (95 %)", "Right in one only", "p"):
+        table.add_column(heading, justify="right")
+    table.add_column("Verdict")
+    said = ""
+    for d in found:
+        runs = f"{d.first.name} - {d.second.name}, {d.checkpoint}"
+        table.add_row(
+            "" if runs == said else runs,
+            d.key,
+            f"{100 * d.value:+.1f}  {'' if d.ci95 is None else _interval(d.ci95):>14}",
+            "" if d.only_first is None else f"{d.only_first} : {d.only_second}",
+            "" if d.p is None else f"{d.p:#.3g}" if d.p >= 0.001 else "< 0.001",
+            "resolved" if d.resolved else "not resolved",
+        )
+        said = runs
+    console.print(table)
+    notes = {
+        "same images": "One seed each: the test is about these two networks on these images, not about the methods.",
+        "different images": "No p: no outcomes of the same images are at hand; intervals take the two as independent.",
+        "seeds": "Means over seeds, by Welch's t. One seed on a side, or no spread at all, resolves nothing.",
+    }
+    for basis in dict.fromkeys(d.basis for d in found):
+        console.print(notes[basis], style="dim")
+
+
+def _interval(shares: Interval) -> str:
+    """'(-1.2 to 3.4)' in per cent."""
+    return f"({formats.percent(shares[0])} to {formats.percent(shares[1])})"
 
 
 def _short(paths: Sequence[str]) -> list[str]:
