@@ -1,6 +1,7 @@
 """`robustkit COMMAND ...`: finds the command, runs it, and turns its failures into one line and an exit code.
 
-0: done. 1: training or the machine failed. 2: the user's mistake. 75: out of the given time. 130: interrupted.
+0: done. 1: training or the machine failed, or an audit found failures. 2: the user's mistake. 75: out of the given
+time. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -10,12 +11,21 @@ import sys
 import traceback
 
 import robustkit
-from robustkit.cli import compare, evaluate, listing, resume, run, show
+from robustkit.cli import audit, compare, evaluate, export, listing, resume, run, show
 from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_MISTAKE, Parser
 from robustkit.core.errors import UserError
 from robustkit.core.registry import hint
 
-COMMANDS = {"run": run, "resume": resume, "eval": evaluate, "list": listing, "show": show, "compare": compare}
+COMMANDS = {
+    "run": run,
+    "resume": resume,
+    "eval": evaluate,
+    "audit": audit,
+    "list": listing,
+    "show": show,
+    "compare": compare,
+    "export": export,
+}
 
 EXAMPLES = """\
   robustkit run recipes/quickstart.py

@@ -40,7 +40,7 @@ def watched(arguments: argparse.Namespace, action: Callable[[RunDisplay], Outcom
 def report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     """Results to standard output; to standard error where everything lies and how to go on. Returns the exit code."""
     words, code = _STOPS[outcome.stopped]
-    if not _speaks():
+    if not speaks():
         return code
     show_results(outcome, arguments)
     if getattr(arguments, "quiet", False) and not words:
@@ -65,7 +65,7 @@ def exit_code(outcome: Outcome) -> int:
 
 def show_results(outcome: Outcome, arguments: argparse.Namespace) -> None:
     """The table, or the JSON, on standard output."""
-    if not _speaks():
+    if not speaks():
         return
     if arguments.json:
         data = {"folder": str(outcome.folder), "stopped": outcome.stopped, "results": outcome.results}
@@ -82,11 +82,11 @@ def show_results(outcome: Outcome, arguments: argparse.Namespace) -> None:
 
 def say(text: str) -> None:
     """A line on standard error."""
-    if _speaks():
+    if speaks():
         print(text, file=sys.stderr)
 
 
-def _speaks() -> bool:
+def speaks() -> bool:
     """Of several processes the first one does."""
     return os.environ.get("RANK", "0") == "0"
 

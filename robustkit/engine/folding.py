@@ -1,87 +1,47 @@
 """Batch normalisation folded into the convolutions that feed it.
 
 With fixed statistics, a convolution followed by batch normalisation is a convolution with other weights: the
-normalisation and one pass over memory are saved, forwards and backwards. Like batch statistics (`engine.statistics`),
-this is done where all layers meet, in `F.conv2d` and `F.batch_norm`: torch's layers, timm's with fused activation and
-a plugin's are folded alike, and no module is replaced or touched.
+normalisation and one pass over memory are saved, forwards and backwards. Which convolution feeds which normalisation,
+and nothing else, is seen by watching one forward, so that it is found in any network, however it is written.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+from robustkit.core.batch import Output
 
 TOLERANCE = 1e-4
 """Largest relative error of float32 logits that folding may cause."""
 
 
-class Folding(TorchFunctionMode):
-    """Inside, a model in eval mode forwards with folded weights: constants, made from those it had in `fold`.
+class Folding:
+    """A model's twin, which forwards as the model does in eval mode, without the `folded` normalisations.
 
-    Gradients reach images, not weights. `folded` counts the batch normalisations that are gone.
+    It shares all tensors with the model but the folded weights: constants, made by `refresh` from the model's weights
+    at that time. Gradients reach images, not folded weights.
     """
 
-    def __init__(self, kernels: dict[int, tuple[Tensor, Tensor, Tensor]], skipped: dict[int, Tensor]) -> None:
-        super().__init__()
-        self._kernels = kernels  # by identity of the weight: it, and the weight and bias to take instead
-        self._skipped = skipped  # by identity of the running mean
-        self.folded = len(skipped)
+    def __init__(self, twin: nn.Module, pairs: list[tuple[nn.Module, nn.Module, nn.Module]]) -> None:
+        self.twin, self._pairs = twin, pairs  # (the twin's convolution, the model's convolution, its normalisation)
+        self.folded = len(pairs)
+        self.refresh()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.conv2d and len(args) > 1:
-            found = self._kernels.get(id(args[1]))
-            if found is not None:
-                kwargs.pop("bias", None)
-                return func(args[0], found[1], found[2], *args[3:], **kwargs)
-        elif func is F.batch_norm and len(args) > 1 and id(args[1]) in self._skipped:
-            return args[0]
-        return func(*args, **kwargs)
-
-
-class _Watching(TorchFunctionMode):
-    """Notes who takes the result of each convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolutions: list[tuple[Tensor, Tensor, Tensor | None]] = []  # result, weight, bias
-        self.takers: dict[int, list[Callable[..., Any]]] = {}  # by identity of the result
-        self.norms: list[tuple[Tensor, dict[str, Any]]] = []  # what is normalised, and how
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self.takers and getattr(func, "__name__", "") != "__get__":  # reading a shape takes nothing
-            for tensor in tree_leaves((args, kwargs)):
-                if id(tensor) in self.takers:
-                    self.takers[id(tensor)].append(func)
-        result = func(*args, **kwargs)
-        if func is F.conv2d and len(args) > 1:
-            bias = args[2] if len(args) > 2 else kwargs.get("bias")
-            self.convolutions.append((result, args[1], bias))
-            self.takers[id(result)] = []
-        elif func is F.batch_norm:
-            names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-            given = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
-            self.norms.append((args[0], given | dict(zip(names, args, strict=False)) | kwargs))
-        return result
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Folds the model's present weights."""
+        for twin, convolution, norm in self._pairs:
+            weight, bias = _folded(convolution, norm)
+            twin.weight, twin.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
 
 
 @torch.no_grad()
@@ -89,41 +49,112 @@ def fold(model: nn.Module, images: Tensor) -> Folding | None:
     """The folding of `model`, in eval mode; None where nothing can be folded, or logits would differ by `TOLERANCE`.
 
     Args:
-        model: maps images to logits (B, K).
+        model: maps images to logits (B, K), or to an Output.
         images: (B, C, H, W), a few that it may be tried on.
     """
     watching = _Watching()
     with watching:
-        plain = model(images)
-    weights = [id(weight) for _, weight, _ in watching.convolutions]
-    means = [id(how["running_mean"]) for _, how in watching.norms]
-    kernels: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    skipped: dict[int, Tensor] = {}
-    for result, weight, bias in watching.convolutions:
-        fed = [how for tensor, how in watching.norms if tensor is result]
-        if len(fed) != 1 or len(watching.takers[id(result)]) != 1 or weights.count(id(weight)) != 1:
-            continue
-        how = fed[0]
-        mean, variance = how["running_mean"], how["running_var"]
-        if how["training"] or mean is None or means.count(id(mean)) != 1 or not isinstance(weight, nn.Parameter):
-            continue
-        scale = torch.rsqrt(variance.float() + how["eps"])
-        if how["weight"] is not None:
-            scale = scale * how["weight"].float()
-        shift = (0 if bias is None else bias.float()) - mean.float()
-        shift = shift * scale + (0 if how["bias"] is None else how["bias"].float())
-        kernel = (weight.float() * scale.view(-1, 1, 1, 1)).to(weight.dtype)
-        kernels[id(weight)] = (weight, kernel.contiguous(memory_format=torch.channels_last), shift.to(weight.dtype))
-        skipped[id(mean)] = mean
-    if not kernels:
+        plain = _logits(model(images))
+    found = watching.pairs(model)
+    if not found:
         return None
-    folding = Folding(kernels, skipped)
-    with folding:
-        found = model(images)
-    return folding if close(found, plain) else None
+    shared = [*model.parameters(), *model.buffers()]
+    twins: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    try:
+        twin = copy.deepcopy(model, twins)
+    except (TypeError, RuntimeError, AttributeError):  # it holds something that cannot be copied
+        return None
+    gone = {id(twins[id(norm)]): _what_remains(twins[id(norm)]) for _, norm in found}
+    for module in list(twin.modules()):
+        for name, child in module.named_children():
+            if id(child) in gone:
+                setattr(module, name, gone[id(child)])
+    folding = Folding(twin, [(twins[id(convolution)], convolution, norm) for convolution, norm in found])
+    return folding if close(_logits(twin(images)), plain) else None
 
 
 def close(found: Tensor, plain: Tensor) -> bool:
     """Whether logits agree to `TOLERANCE`, relative to their size."""
     error = (found.float() - plain.float()).norm()
     return bool(error <= TOLERANCE * plain.float().norm().clamp_min(1e-12))
+
+
+def _logits(output: Tensor | Output) -> Tensor:
+    return output.logits if isinstance(output, Output) else output
+
+
+def _folded(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """(weight, bias) of the convolution that does both."""
+    weight: Any = convolution.weight
+    bias, mean, variance = (_float(tensor) for tensor in (convolution.bias, norm.running_mean, norm.running_var))
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * _float(norm.weight)
+    shift = (bias - mean) * scale + _float(norm.bias)
+    kernel = (weight.float() * scale.view(-1, 1, 1, 1)).to(weight.dtype)
+    return kernel.contiguous(memory_format=torch.channels_last), shift.to(weight.dtype)
+
+
+def _float(tensor: Any) -> Any:
+    return 0.0 if tensor is None else tensor.float()
+
+
+def _what_remains(norm: nn.Module) -> nn.Module:
+    """What a normalisation does besides normalising."""
+    return nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+
+
+class _Watching(TorchFunctionMode):
+    """Notes who takes the result of each convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._convolutions: list[tuple[Tensor, Tensor]] = []  # result, weight
+        self._norms: list[tuple[Tensor, Tensor | None]] = []  # what is normalised, and the running mean
+        self._takers: dict[int, int] = {}  # how many, by identity of the result
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if any(isinstance(made, Tensor) for made in tree_leaves(result)):  # asking for a shape takes nothing
+            for tensor in tree_leaves((args, kwargs)):
+                if id(tensor) in self._takers:
+                    self._takers[id(tensor)] += 1
+        if func is F.conv2d and len(args) > 1:
+            self._convolutions.append((result, args[1]))
+            self._takers[id(result)] = 0
+        elif func is F.batch_norm and len(args) > 1:
+            self._norms.append((args[0], args[1]))
+        return result
+
+    def pairs(self, model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+        """(Convolution, normalisation), each forwarded once, of which the second alone takes what the first made."""
+        owners: dict[int, list[nn.Module]] = {}
+        for module in model.modules():
+            for tensor in (module._parameters.get("weight"), module._buffers.get("running_mean")):
+                if tensor is not None:
+                    owners.setdefault(id(tensor), []).append(module)
+        weights = [id(weight) for _, weight in self._convolutions]
+        means = [id(mean) for _, mean in self._norms]
+        found = []
+        for result, weight in self._convolutions:
+            fed = [mean for tensor, mean in self._norms if tensor is result]
+            if len(fed) != 1 or fed[0] is None or self._takers[id(result)] != 1:
+                continue
+            first, second = owners.get(id(weight), []), owners.get(id(fed[0]), [])
+            if weights.count(id(weight)) != 1 or means.count(id(fed[0])) != 1 or len(first) != 1 or len(second) != 1:
+                continue
+            if "bias" in first[0]._parameters and _is_known(second[0]) and not second[0].training:
+                found.append((first[0], second[0]))
+        return found
+
+
+def _is_known(norm: nn.Module) -> bool:
+    plain = isinstance(norm, nn.BatchNorm2d) and type(norm).forward is nn.BatchNorm2d.forward
+    return plain or type(norm) is BatchNormAct2d

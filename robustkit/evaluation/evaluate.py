@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import attrs
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from robustkit.core.device import device_of
@@ -73,7 +74,9 @@ def evaluate(
     seed: int = 0,
     exact: bool = False,
     folder: str | Path | None = None,
+    shared: bool = False,
     watch: Watch | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Results:
     """Judges any module that maps images in [0, 1] to logits; normalisation belongs inside it.
 
@@ -89,8 +92,11 @@ def evaluate(
         device: where to judge; None: where the model is.
         exact: forward the model as if it were called by hand, instead of a faster way that gives the same logits but
             for rounding (`Results.path` says which).
-        folder: where to note what is judged; an evaluation that was killed goes on from there.
+        folder: where to note what is judged; an evaluation that was killed goes on from there, a finished one is not
+            done again.
+        shared: share the work among the processes of torch.distributed. Each of them calls this, and gets all results.
         watch: told how far it is.
+        should_stop: asked after each stage of each slice; once it says so, the measures not done are left out.
 
     Returns:
         A result for each measure, by key.
@@ -122,6 +128,8 @@ def evaluate(
                 classes=classes,
                 image_shape=(x.shape[1], x.shape[2], x.shape[3]),
                 device=where,
+                rank=dist.get_rank() if shared and dist.is_initialized() else 0,
+                size=dist.get_world_size() if shared and dist.is_initialized() else 1,
             )
             weights = "" if folder is None else digest_of_weights(model)
             found = {}
@@ -129,9 +137,19 @@ def evaluate(
                 rows = rows_of(measure, min(bounds, default=None), len(source))
                 ledger = ledger_of(folder, weights, measure, threat, rows, batch_size, seed, exact, world)
                 result = judge_slices(
-                    measure, subject, source, rows, world, seed=seed, batch_size=batch_size, ledger=ledger, watch=watch
+                    measure,
+                    subject,
+                    source,
+                    rows,
+                    world,
+                    seed=seed,
+                    batch_size=batch_size,
+                    ledger=ledger,
+                    watch=watch,
+                    should_stop=should_stop,
                 )
-                assert result is not None  # nobody stops it
+                if result is None:
+                    break
                 found[measure.key] = result
             path = str(subject.logits.path)
     finally:
@@ -256,7 +274,8 @@ class _Progress:
     def __init__(self, key: str, watch: Watch | None, total: int) -> None:
         self._key, self._watch, self._total = key, watch, total
         self._done = self._right = 0
-        self._tell(News(0, total, 0, 0))
+        if total:
+            self._tell(News(0, total, 0, 0))
 
     def stage(self, outcomes: Outcomes) -> None:
         stage = next(reversed(outcomes.breakdown), "")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from robustkit.core.errors import UserError
-from robustkit.core.recipe import Suite
+from robustkit.core.recipe import Suite, result_key
 from robustkit.core.registry import hint
+from robustkit.core.spec import evolve
 from robustkit.core.strategy import Measure
 from robustkit.evaluation.attacked import CW, CW_40, PGD_10, PGD_20, PGD_40, PGD_50, PGD_50_10
 from robustkit.evaluation.autoattack import AutoAttack
@@ -44,3 +45,21 @@ def suite_of(wanted: str | Suite | Sequence[Measure]) -> Suite:
             raise UserError(f"there is no suite '{wanted}'", place="suite", remedy=hint(wanted, SUITES))
         return SUITES[wanted]
     return Suite(measures=tuple(wanted))
+
+
+def some_of(suites: Sequence[Suite], keys: Sequence[str] | None, limit: int | None) -> tuple[Suite, ...]:
+    """The suites with only those measures (None: all), on at most so many test images.
+
+    Raises:
+        UserError: none of them has such a measure.
+    """
+    known = [result_key(suite, measure) for suite in suites for measure in suite.measures]
+    for key in keys or ():
+        if key not in known:
+            raise UserError(f"there is no measure '{key}'", place="--measures", remedy=hint(key, known))
+    chosen = []
+    for suite in suites:
+        measures = tuple(m for m in suite.measures if keys is None or result_key(suite, m) in keys)
+        images = suite.images if limit is None else min(limit, suite.images or limit)
+        chosen.append(evolve(suite, measures=measures, images=images))
+    return tuple(chosen)

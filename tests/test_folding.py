@@ -1,0 +1,153 @@
+"""Folding: the same function, found in any module, and refused wherever it would not be the same."""
+
+import copy
+import threading
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import robustkit.backbones  # noqa: F401
+from robustkit.engine.folding import Folding, fold
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Statistics and affine parameters that are not the initial ones; eval mode."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.5)
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.5)
+    return model.eval()
+
+
+def folded(model: nn.Module, images: Tensor) -> Folding:
+    folding = fold(model, images)
+    assert folding is not None
+    return folding
+
+
+@pytest.mark.parametrize(
+    ("name", "norms"),
+    [
+        ("resnet18_cifar_w16", 20),  # all of them
+        ("preact_resnet18", 8),  # the inner ones: one in each of eight blocks
+        ("convnet_small", 3),
+        ("resnet18", 20),
+        ("mobilenetv3_small_050", 34),  # depthwise convolutions
+    ],
+)
+def test_backbones_give_the_same_logits_and_gradients(name: str, norms: int) -> None:
+    size = 64 if name in ("resnet18", "mobilenetv3_small_050") else 32
+    model = lively(timm.create_model(name, num_classes=10))
+    images = torch.rand(3, 3, size, size)
+    folding = folded(model, images)
+    assert folding.folded == norms
+    other = torch.rand(5, 3, size, size)
+
+    def gradient(inside: bool) -> tuple[Tensor, Tensor]:
+        x = other.clone().requires_grad_()
+        logits = (folding.twin if inside else model)(x)
+        (slope,) = torch.autograd.grad(logits.logsumexp(dim=1).sum(), x)
+        return logits.detach(), slope
+
+    (plain, slope), (found, found_slope) = gradient(False), gradient(True)
+    assert not torch.equal(plain, found)  # something was folded
+    assert (plain - found).norm() <= 1e-4 * plain.norm()
+    assert (slope - found_slope).norm() <= 1e-4 * slope.norm()
+
+
+def test_by_hand() -> None:
+    conv, norm = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)
+    with torch.no_grad():
+        conv.weight.fill_(2)
+        conv.bias.fill_(1)
+        norm.running_mean.fill_(3)
+        norm.running_var.fill_(4 - norm.eps)
+        norm.weight.fill_(5)
+        norm.bias.fill_(-1)
+    model = nn.Sequential(conv, norm, nn.Flatten()).eval()
+    x = torch.tensor([0.25, 0.5]).view(2, 1, 1, 1)
+    folding = folded(model, x)
+    assert folding.twin(x).flatten().tolist() == pytest.approx([5 * (2 * v + 1 - 3) / 2 - 1 for v in (0.25, 0.5)])
+    with torch.no_grad():
+        norm.weight.fill_(7)
+    assert folding.twin(x).flatten().tolist() == pytest.approx([5 * (2 * v + 1 - 3) / 2 - 1 for v in (0.25, 0.5)])
+    folding.refresh()
+    assert folding.twin(x).flatten().tolist() == pytest.approx([7 * (2 * v + 1 - 3) / 2 - 1 for v in (0.25, 0.5)])
+
+
+class Taken(nn.Module):
+    """A convolution whose result somebody else takes, too."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv, self.again, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        if self.how == "added":
+            return (self.norm(out) + out).flatten(1)
+        if self.how == "viewed":
+            return torch.cat([self.norm(out).flatten(1), out.view(len(x), -1)], dim=1)
+        if self.how == "conv twice":
+            return (self.norm(out) + self.conv(x.flip(0))).flatten(1)
+        if self.how == "norm twice":
+            return (self.norm(out) + self.norm(self.again(x))).flatten(1)
+        if self.how == "batch statistics":
+            return F.batch_norm(out, None, None, training=True).flatten(1)
+        return F.conv2d(x, self.conv.weight * 2).flatten(1) + self.norm(x[:, :1].expand(-1, 4, -1, -1)).sum()
+
+
+@pytest.mark.parametrize("how", ["added", "viewed", "conv twice", "norm twice", "batch statistics", "computed weight"])
+def test_what_is_taken_elsewhere_is_not_folded(how: str) -> None:
+    assert fold(lively(Taken(how)), torch.rand(2, 3, 6, 6)) is None
+
+
+def test_shapes_may_be_asked_for() -> None:
+    class Asks(Taken):
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.conv(x)
+            assert out.shape[1] == out.size(1) == 4 and out.dim() == 4 and out.is_floating_point()
+            return self.norm(out).flatten(1)
+
+    assert folded(lively(Asks("")), torch.rand(2, 3, 6, 6)).folded == 1
+
+
+def test_a_function_that_jumps_is_left_alone() -> None:
+    class Jumps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.rand(len(x), 2) + self.inner(x)[:, :2]
+
+    assert fold(lively(Jumps()), torch.rand(2, 3, 6, 6)) is None
+
+
+def test_nothing_is_touched() -> None:
+    model = lively(timm.create_model("resnet18_cifar_w16", num_classes=10))
+    before = copy.deepcopy(model.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    plain = model(x)
+    folding = folded(model, x)
+    folding.twin(x)
+    assert torch.equal(model(x), plain)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == 20
+    shared = {id(parameter) for parameter in folding.twin.parameters()} & {id(p) for p in model.parameters()}
+    assert len(shared) == 2  # the linear layer's
+
+
+def test_what_cannot_be_copied_is_left_alone() -> None:
+    model = lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()))
+    assert fold(model, torch.rand(2, 3, 6, 6)) is not None
+    model.lock = threading.Lock()
+    assert fold(model, torch.rand(2, 3, 6, 6)) is None
