@@ -27,7 +27,7 @@ from robustkit.core.errors import CheckpointError, RecipeError, RegistryError, U
 from robustkit.core.loop import Display, train
 from robustkit.core.parts import Parts, Totals, assemble
 from robustkit.core.recipe import Recipe, Suite, load_recipe, result_key
-from robustkit.core.registry import hint, registry
+from robustkit.core.registry import registry
 from robustkit.core.spec import digest, evolve, flatten, from_json, to_json
 from robustkit.core.world import World
 from robustkit.folder import new_folder, read_outcomes, read_results, write_facts, write_outcomes, write_results
@@ -88,6 +88,7 @@ def run(
     max_steps: int | None = None,
     max_time: float | None = None,
     rehearse: bool = False,
+    preflight: bool = True,
     display: RunDisplay | None = None,
 ) -> Outcome:
     """Train, evaluate and draw `recipe` in a new folder.
@@ -98,9 +99,11 @@ def run(
         device: "cpu", "cuda", "cuda:1", ... (default: the best there is).
         max_steps, max_time: stop cleanly after so many steps or seconds; `resume` goes on.
         rehearse: evaluate and draw even where training stopped at `max_steps` (see `smoke`).
+        preflight: look for mistakes before the first step (see `robustkit.evaluation.preflight`).
 
     Raises:
-        UserError: the folder exists or cannot be written, the data are missing, or do not fit the recipe.
+        UserError: the folder exists or cannot be written, the data are missing, or do not fit the recipe; or training
+            would mean nothing, as preflight finds.
     """
     world = make_world(recipe, device)
     folder = new_folder(out, source, world)
@@ -109,7 +112,7 @@ def run(
     world.barrier()
     limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time, rehearse)
     try:
-        return _go_on(folder, recipe, world, limits, display or Silent())
+        return _go_on(folder, recipe, world, limits, display or Silent(), preflight)
     except UserError:
         if world.rank == 0 and not (folder / "checkpoints").exists():
             shutil.rmtree(folder)  # nothing is lost, and the mended command finds its folder free
@@ -162,12 +165,12 @@ def evaluate_run(
     Raises:
         UserError: it is no run, a checkpoint is damaged, or there is no such measure.
     """
-    from robustkit.evaluation.suites import suite_of
+    from robustkit.evaluation.suites import some_of, suite_of
 
     folder, display = Path(folder), display or Silent()
     recipe = recipe_of(folder)
-    wanted = recipe if suite is None else evolve(recipe, evaluation=(suite_of(suite),))
-    wanted = _limited(wanted, keys, limit)
+    suites = recipe.evaluation if suite is None else (suite_of(suite),)
+    wanted = evolve(recipe, evaluation=some_of(suites, keys, limit))
     parts = load_parts(recipe, make_world(recipe, device))
     facts = restore(parts, folder / "checkpoints" / "last.safetensors", weights_only=True)
     parts.step, parts.best = int(facts["step"]), dict(facts["best"])
@@ -177,6 +180,8 @@ def evaluate_run(
         reason = f"limited to {limit} test images" if finished else f"training stands at step {parts.step}"
         display.say(f"Provisional results ({reason}): results.json stays as it is")
     verdict = Verdict(folder, parts.world, kept=kept)
+    for finding in _suspicious(parts, wanted):
+        display.say(finding)
     limits = Limits(deadline=None if max_time is None else time.monotonic() + max_time)
     with limits.listening(display.say):
         try:
@@ -188,18 +193,21 @@ def evaluate_run(
     return Outcome(folder, stopped, verdict.results, control or None)
 
 
-def _limited(recipe: Recipe, keys: Sequence[str] | None, limit: int | None) -> Recipe:
-    """`recipe` with only those measures, on at most so many test images."""
-    known = [result_key(suite, measure) for suite, measure in recipe.measures()]
-    for key in keys or ():
-        if key not in known:
-            raise UserError(f"there is no measure '{key}'", place="--measures", remedy=hint(key, known))
-    suites = []
-    for suite in recipe.evaluation:
-        chosen = tuple(m for m in suite.measures if keys is None or result_key(suite, m) in keys)
-        images = suite.images if limit is None else min(limit, suite.images or limit)
-        suites.append(evolve(suite, measures=chosen, images=images))
-    return evolve(recipe, evaluation=tuple(suites))
+def _suspicious(parts: Parts, wanted: Recipe) -> list[str]:
+    """What preflight finds before an evaluation."""
+    from robustkit.evaluation.preflight import lines, preflight
+
+    (suite, *_), images = wanted.evaluation or (Suite(measures=()),), parts.data.test
+    found = preflight(
+        parts.final,
+        images,
+        threat=suite.threat or wanted.threat,
+        classes=len(parts.data.classes),
+        measures=[measure for suite, measure in wanted.measures()],
+        test_images=min(suite.images or len(images), len(images)),
+        batch_size=wanted.batch_size,
+    )
+    return lines(found)
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -286,10 +294,12 @@ def _means(data: Any, recipe: Recipe) -> bool:
         return False
 
 
-def _go_on(folder: Path, recipe: Recipe, world: World, limits: Limits, display: RunDisplay) -> Outcome:
+def _go_on(
+    folder: Path, recipe: Recipe, world: World, limits: Limits, display: RunDisplay, preflight: bool = True
+) -> Outcome:
     with limits.listening(display.say):
         try:
-            stopped = _train_and_judge(folder, recipe, world, limits, display)
+            stopped = _train_and_judge(folder, recipe, world, limits, display, preflight)
             control = None
             if not stopped and recipe.control is not None:
                 if world.rank == 0 and not (folder / "control" / "recipe.json").is_file():
@@ -298,14 +308,16 @@ def _go_on(folder: Path, recipe: Recipe, world: World, limits: Limits, display: 
                 world.barrier()
                 display.say("Control: " + _describe(recipe.control))
                 beside = attrs.evolve(world, seed=recipe.control.seed)
-                stopped = _train_and_judge(folder / "control", recipe.control, beside, limits, display)
+                stopped = _train_and_judge(folder / "control", recipe.control, beside, limits, display, preflight)
                 control = read_results(folder / "control")
         finally:
             display.end()
     return Outcome(folder, stopped, read_results(folder), control)
 
 
-def _train_and_judge(folder: Path, recipe: Recipe, world: World, limits: Limits, display: RunDisplay) -> str:
+def _train_and_judge(
+    folder: Path, recipe: Recipe, world: World, limits: Limits, display: RunDisplay, preflight: bool
+) -> str:
     """Everything one recipe asks for that its folder does not hold yet. Returns why it stopped, "" when all is done."""
     parts = load_parts(recipe, world)
     last = folder / "checkpoints" / "last.safetensors"
@@ -316,6 +328,8 @@ def _train_and_judge(folder: Path, recipe: Recipe, world: World, limits: Limits,
         if world.rank == 0:
             kept = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
             checkpoint.write_text(metrics, "".join(kept[:lines]))
+    elif preflight:
+        _preflight(parts, display)
     display.begin(recipe, folder, parts)
 
     def save(name: str) -> None:
@@ -356,6 +370,20 @@ def _train_and_judge(folder: Path, recipe: Recipe, world: World, limits: Limits,
     if not finished and not (limits.rehearsal and reason == "steps"):
         return reason
     return _judge(folder, parts, limits, display)
+
+
+def _preflight(parts: Parts, display: RunDisplay) -> None:
+    """Says what is worth a word before training; raises UserError, in every process, where one found a failure."""
+    from robustkit.evaluation.findings import worst
+    from robustkit.evaluation.preflight import lines, preflight_run, refuse
+
+    findings = preflight_run(parts)
+    failed = parts.world.any(worst(findings) == "failure")
+    refuse(findings)
+    if failed:
+        raise UserError("another process refuses to begin", place="preflight", remedy="see what it says")
+    for line in lines(findings):
+        display.say(line)
 
 
 def _judge(folder: Path, parts: Parts, limits: Limits, display: RunDisplay) -> str:

@@ -318,7 +318,7 @@ def test_limits_and_progress() -> None:
     assert [(done, total) for done, total, _ in told] == [(0, 20), (8, 20), (16, 20), (20, 20)]
     assert told[-1][2] == sum(part.outcomes)
     assert part.ci95 == wilson(sum(part.outcomes), 20) and part.accuracy == sum(part.outcomes) / 20
-    assert set(part.to_json()) == {"accuracy", "n", "ci95", "seconds"}
+    assert set(part.to_json()) == {"accuracy", "n", "ci95", "seconds", "path"} and part.path == "float32, as given"
 
 
 @attrs.frozen

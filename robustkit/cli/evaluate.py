@@ -128,6 +128,9 @@ def _function(arguments: argparse.Namespace) -> int:
             print(json.dumps({"target": arguments.target, "stopped": stopped} | results.to_json(), indent=2))
         else:
             print_results(consoles.results(), [Column(name, "as it is", entries)] if entries else [])
+            for finding in results.findings:
+                if finding.check not in results:  # notes of measures stand below the table already
+                    say(f"{finding.check}: {finding.evidence}{f'; {finding.remedy}' if finding.remedy else ''}")
     if stopped:
         say("Stopped; the same command goes on where it was")
         return EXIT_TIME if stopped == "time" else EXIT_INTERRUPT

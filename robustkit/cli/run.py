@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="try it out: two steps on made-up images, then all the rest; nothing kept without --out",
     )
+    parser.add_argument("--no-preflight", action="store_true", help="begin without looking for mistakes first")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of attack and outer passes")
     parser.add_argument("--seed", metavar="N", help="same as seed=N")
     add_run_control(parser)
@@ -54,6 +55,7 @@ def execute(arguments: argparse.Namespace) -> int:
             device=arguments.device,
             max_steps=arguments.max_steps,
             max_time=arguments.max_time,
+            preflight=not arguments.no_preflight,
             display=display,
         ),
     )
@@ -90,6 +92,7 @@ def _smoke(arguments: argparse.Namespace, overrides: tuple[str, ...]) -> int:
                 max_steps=2,
                 max_time=arguments.max_time,
                 rehearse=True,
+                preflight=False,  # made-up images, and two steps: there is nothing to predict
                 display=display,
             ),
         )

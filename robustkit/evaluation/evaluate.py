@@ -21,6 +21,7 @@ from robustkit.core.rng import derive
 from robustkit.core.spec import digest, to_json
 from robustkit.core.strategy import Measure, Outcomes, Slice, Subject, ThreatModel
 from robustkit.core.world import World
+from robustkit.evaluation.clean import Clean
 from robustkit.evaluation.findings import Finding
 from robustkit.evaluation.ledger import Entry, Ledger, digest_of_images, digest_of_weights
 from robustkit.evaluation.logits import judging
@@ -73,6 +74,7 @@ def evaluate(
     device: torch.device | str | None = None,
     seed: int = 0,
     exact: bool = False,
+    preflight: bool = True,
     folder: str | Path | None = None,
     shared: bool = False,
     watch: Watch | None = None,
@@ -92,6 +94,7 @@ def evaluate(
         device: where to judge; None: where the model is.
         exact: forward the model as if it were called by hand, instead of a faster way that gives the same logits but
             for rounding (`Results.path` says which).
+        preflight: try the model on a few images first; what is suspicious is among `Results.findings`.
         folder: where to note what is judged; an evaluation that was killed goes on from there, a finished one is not
             done again.
         shared: share the work among the processes of torch.distributed. Each of them calls this, and gets all results.
@@ -106,6 +109,8 @@ def evaluate(
         SpecError: two measures have one key.
         UserError: there is no such suite or device.
     """
+    from robustkit.evaluation.preflight import preflight as try_out
+
     suite = suite_of(suite)
     threat = threat or suite.threat or Linf()
     keys = [measure.key for measure in suite.measures]
@@ -117,7 +122,8 @@ def evaluate(
     where = home if device is None else device_of(device)
     bounds = [bound for bound in (limit, suite.images) if bound is not None]
     try:
-        model.to(where)
+        if where != home:
+            model.to(where)
         x, y = source.rows(torch.arange(min(PROBE, len(source))))
         with judging(model, threat, x.to(where), exact=exact) as subject:
             classes = check_model(subject, x.to(where))
@@ -132,6 +138,18 @@ def evaluate(
                 size=dist.get_world_size() if shared and dist.is_initialized() else 1,
             )
             weights = "" if folder is None else digest_of_weights(model)
+            rows = rows_of(Clean(), min(bounds, default=None), len(source))
+            looked: tuple[Finding, ...] = ()
+            if preflight:
+                looked = try_out(
+                    model,
+                    images,
+                    labels,
+                    threat=threat,
+                    measures=suite.measures,
+                    test_images=len(rows),
+                    batch_size=batch_size,
+                )
             found = {}
             for measure in suite.measures:
                 rows = rows_of(measure, min(bounds, default=None), len(source))
@@ -153,9 +171,11 @@ def evaluate(
                 found[measure.key] = result
             path = str(subject.logits.path)
     finally:
-        model.to(home)
+        if where != home:
+            model.to(home)
     notes = [Finding(check=key, verdict="warning", evidence=n) for key, result in found.items() for n in result.notes]
-    return Results(found, threat, seed, path, tuple(notes))
+    suspicious = [finding for finding in looked if finding.verdict in ("failure", "warning")]
+    return Results(found, threat, seed, path, (*suspicious, *notes))
 
 
 def rows_of(measure: Measure, limit: int | None, total: int) -> Tensor:
@@ -236,7 +256,7 @@ def judge_slices(
             progress.slice(entry.outcomes)
     if world.any(stopped):
         return None
-    return _result(measure, entries, world)
+    return _result(measure, entries, world, getattr(subject.logits, "path", ""))
 
 
 def check_model(subject: Subject, images: Tensor) -> int:
@@ -301,7 +321,7 @@ def _still_true(found: dict[int, Entry], slices: Sequence[Tensor], source: Sourc
     return {number: found[number] for number in world.sum(flags).nonzero().flatten().tolist()}
 
 
-def _result(measure: Measure, entries: dict[int, Entry], world: World) -> Result:
+def _result(measure: Measure, entries: dict[int, Entry], world: World, path: str) -> Result:
     """One result of all processes' slices."""
     lines = [json.dumps(entry.to_json(number)) for number, entry in entries.items()]
     reports = {report["slice"]: report for report in map(json.loads, _everyone(lines, world))}
@@ -324,6 +344,7 @@ def _result(measure: Measure, entries: dict[int, Entry], world: World) -> Result
         notes=tuple(dict.fromkeys(notes)),
         outcomes=outcomes,
         images=fingerprint("".join(report["images"] for report in slices)),
+        path=path,
     )
 
 

@@ -88,7 +88,8 @@ def judging(model: nn.Module, threat: ThreatModel, images: Tensor, *, exact: boo
             model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
         stack.enter_context(as_found(model))
         model.eval()
-        model.requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
         logits = LogitsOf(model)
         if not exact:
             stack.enter_context(_full_float32())

@@ -20,7 +20,8 @@ class Result:
     """What one measure found: `accuracy` in [0, 1] over `n` images, its 95 % interval, and the seconds it took.
 
     `breakdown` is accuracy after each stage of the measure; `outcomes` has one entry for each row of `fixed_part`, and
-    `images` is a fingerprint of those images in their order. Seconds of several processes are added up.
+    `images` is a fingerprint of those images in their order. Seconds of several processes are added up. `path` says how
+    the model was forwarded.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Result:
     notes: tuple[str, ...]
     outcomes: list[bool]
     images: str = ""
+    path: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The entry in results.json: without outcomes, breakdown and notes only where there are any."""
@@ -40,6 +42,7 @@ class Result:
             "n": self.n,
             "ci95": list(self.ci95),
             "seconds": round(self.seconds, 3),
+            "path": self.path,
         }
         if self.breakdown:
             data["breakdown"] = dict(self.breakdown)
