@@ -1,0 +1,126 @@
+"""Audit a model for false robustness: the field's checklist, with a verdict, the evidence and what to do.
+
+Takes the test images and the threat model of the run; for module:function, called without arguments, name the images
+(data=...) and, if not L-infinity 8/255, the threat model (threat=...). Exit code 1 where a check fails. What is found
+of a run is also written to its audit.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustkit.cli.options import EXIT_FAILURE, add_device, add_json, count
+from robustkit.cli.outcome import say
+from robustkit.cli.target import HELP, WORDS, is_function, load_target, run_of
+
+if TYPE_CHECKING:
+    from robustkit.evaluation.audit import Audit, Watch
+
+EXAMPLES = """\
+  robustkit audit runs/quickstart-1
+  robustkit audit runs/quickstart-1 --checkpoint best --surrogate runs/quickstart-1/control
+  robustkit audit my_models:resnet data=cifar10 threat=l2 threat.epsilon=0.5 --limit 50 --json"""
+
+STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red", "skipped": "dim"}
+MEANINGS = {
+    "trustworthy": "gradient attacks measure this model",
+    "suspicious": "gradient attacks may not measure this model",
+    "false robustness": "gradient attacks do not measure this model: what they report is no robustness",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="TARGET", help=HELP)
+    parser.add_argument("words", metavar="path=value", nargs="*", default=[], help=WORDS)
+    parser.add_argument("--checkpoint", choices=("last", "best"), help="which one of a run (default: last)")
+    parser.add_argument("--surrogate", metavar="TARGET", help="a model whose adversarial images are tried on this one")
+    parser.add_argument(
+        "--limit", type=count, default=100, metavar="N", help="a fixed part of the test images (default: 100)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: 0)")
+    add_device(parser)
+    add_json(parser)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    from robustkit.evaluation.audit import audit
+
+    def load(target: str, checkpoint: str | None = None) -> Any:
+        named = arguments.words if is_function(target) or arguments.surrogate is None else []
+        return load_target(target, named, device=arguments.device, checkpoint=checkpoint)
+
+    target = load(arguments.target, arguments.checkpoint)
+    surrogate = None if arguments.surrogate is None else load(arguments.surrogate)
+    with _watching() as watch:
+        found = audit(
+            target.model.eval(),
+            target.images,
+            threat=target.threat,
+            limit=arguments.limit,
+            seed=arguments.seed,
+            surrogate=None if surrogate is None else surrogate.model,
+            device=target.device,
+            watch=watch,
+        )
+    data = {"target": target.name, "surrogate": None if surrogate is None else surrogate.name} | found.to_json()
+    if arguments.json:
+        print(json.dumps(data, indent=2))
+    else:
+        _show(target.name, found)
+    if target.folder is not None:
+        checkpoint = run_of(arguments.target, arguments.checkpoint)[1] or "last"
+        say(f"Written to {_write(target.folder, checkpoint, data)}")
+    return EXIT_FAILURE if any(finding.verdict == "failure" for finding in found.findings) else 0
+
+
+@contextmanager
+def _watching() -> Iterator[Watch]:
+    """Says on standard error which check runs: in one line on a terminal, else in a line for each."""
+    from robustkit.reporting import consoles
+
+    console = consoles.messages()
+    if console.is_terminal and not console.is_dumb_terminal:
+        with console.status("") as status:
+            yield lambda name, number, total: status.update(f"check {number + 1} of {total}: {name}")
+    else:
+        yield lambda name, number, total: console.print(f"check {number + 1} of {total}: {name}")
+
+
+def _show(name: str, found: Audit) -> None:
+    from rich.text import Text
+
+    from robustkit.reporting import consoles
+    from robustkit.reporting.tables import plain_table
+
+    console = consoles.results()
+    threat = f"{found.threat.norm} {found.threat.epsilon:.4g}"
+    title = f"{name}: {threat}, {found.right} of {found.images} images are right and attacked"
+    table = plain_table("Check", "Verdict", "Evidence", title=title)
+    for finding in found.findings:
+        table.add_row(finding.check, Text(finding.verdict, style=STYLES[finding.verdict]), finding.evidence)
+    console.print(table)
+    for finding in found.findings:
+        if finding.remedy:
+            console.print(f"{finding.check}: {finding.remedy}.", soft_wrap=True)
+    verdicts = [finding.verdict for finding in found.findings]
+    counts = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in STYLES if kind in verdicts)
+    console.print(f"Verdict: {found.verdict} ({counts}); {MEANINGS[found.verdict]}", style="bold", soft_wrap=True)
+
+
+def _write(folder: Path, checkpoint: str, data: dict[str, Any]) -> Path:
+    """audit.json holds the latest audit of each checkpoint."""
+    from robustkit.core.checkpoint import write_text
+
+    path = folder / "audit.json"
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        held = {}
+    held = held if isinstance(held, dict) else {}
+    write_text(path, json.dumps(held | {checkpoint: data}, indent=2) + "\n")
+    return path
