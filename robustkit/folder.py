@@ -127,6 +127,22 @@ def write_facts(
     save_recipe(recipe, folder / "recipe.json")
 
 
+def note_data(folder: Path, copy: str) -> None:
+    """Adds to environment.json in which form the data were found, once they are loaded."""
+    path = folder / "environment.json"
+    environment = json.loads(path.read_text(encoding="utf-8"))
+    checkpoint.write_text(path, json.dumps(environment | {"data": copy}, indent=2) + "\n")
+
+
+def data_noted(folder: Path) -> str | None:
+    """What `note_data` noted; None where nothing is."""
+    try:
+        noted = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get("data")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return noted if isinstance(noted, str) else None
+
+
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
 

@@ -30,7 +30,15 @@ from robustkit.core.recipe import Recipe, Suite, load_recipe, result_key
 from robustkit.core.registry import registry
 from robustkit.core.spec import digest, evolve, flatten, from_json, to_json
 from robustkit.core.world import World
-from robustkit.folder import new_folder, read_outcomes, read_results, write_facts, write_outcomes, write_results
+from robustkit.folder import (
+    new_folder,
+    note_data,
+    read_outcomes,
+    read_results,
+    write_facts,
+    write_outcomes,
+    write_results,
+)
 from robustkit.limits import Limits
 
 if TYPE_CHECKING:
@@ -328,8 +336,11 @@ def _train_and_judge(
         if world.rank == 0:
             kept = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
             checkpoint.write_text(metrics, "".join(kept[:lines]))
-    elif preflight:
-        _preflight(parts, display)
+    else:
+        if preflight:
+            _preflight(parts, display)
+        if world.rank == 0:
+            note_data(folder, parts.data.copy)
     display.begin(recipe, folder, parts)
 
     def save(name: str) -> None:

@@ -69,7 +69,7 @@ class InMemory:
 
 @attrs.frozen(eq=False)
 class Data:
-    """Training and test images, and the K names of the classes.
+    """Training and test images, and the K names of the classes. `copy` says in which form published data were found.
 
     Raises:
         DataError: a label is out of range, the two parts differ in image shape, are empty, or are not uint8.
@@ -78,6 +78,7 @@ class Data:
     train: Images
     test: Images
     classes: tuple[str, ...]
+    copy: str = "the original files"
 
     def __attrs_post_init__(self) -> None:
         for part, images in (("train", self.train), ("test", self.test)):
@@ -117,7 +118,7 @@ def first_per_class(data: Data, count: int | None) -> Data:
     if fewest < count:
         raise DataError(f"a class has only {fewest} training images", place="data.per_class", remedy=f"1..{fewest}")
     rows = torch.cat([(labels == number).nonzero().squeeze(1)[:count] for number in range(len(data.classes))])
-    return Data(InMemory(data.train.fetch(rows), labels[rows]), data.test, data.classes)
+    return attrs.evolve(data, train=InMemory(data.train.fetch(rows), labels[rows]))
 
 
 def describe(shape: tuple[int, ...]) -> str:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
+
 from robustkit.core.errors import DataError
 from robustkit.data.images import Data, describe
 from robustkit.datasets.image_folder import read_image_folder
@@ -34,7 +36,7 @@ def load_published(
     if all((folder / file).exists() for file in files):
         data = _attempt(read, folder, False, f"{title} in {folder} is damaged", f"delete {' and '.join(files)} there")
     elif (folder / "train").is_dir():
-        data = read_image_folder(folder)
+        data = attrs.evolve(read_image_folder(folder), copy="an image folder")
     elif download:
         data = _attempt(read, folder, True, f"{title} is not there (no {looked}) and cannot be downloaded", elsewhere)
     else:

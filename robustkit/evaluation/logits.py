@@ -58,7 +58,7 @@ class LogitsOf(nn.Module):
             return
         try:
             plain = self(images)
-        except RuntimeError:  # it takes no such images: whoever judges it will say so
+        except (RuntimeError, TypeError, AttributeError):  # no such images, no logits: whoever judges it will say so
             return
         self.layout = torch.channels_last
         try:
