@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from robustkit.core.recipe import Precision, Recipe, Suite, Validation, load_recipe, px
     from robustkit.core.registry import registry
     from robustkit.core.spec import digest, evolve, setting, spec
+    from robustkit.evaluation.audit import audit
     from robustkit.evaluation.evaluate import evaluate
     from robustkit.loading import load
     from robustkit.runs import resume, run
@@ -40,6 +41,7 @@ _HOMES = {
     "evolve": "core.spec",
     "setting": "core.spec",
     "spec": "core.spec",
+    "audit": "evaluation.audit",
     "evaluate": "evaluation.evaluate",
     "load": "loading",
     "resume": "runs",
@@ -53,6 +55,7 @@ __all__ = [
     "Suite",
     "UserError",
     "Validation",
+    "audit",
     "digest",
     "evaluate",
     "evolve",

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,6 +82,18 @@ def test_exact_outcomes_are_those_of_the_package(threat: Any, digits: Any) -> No
     assert "folded" in quick.path
     agreement = [a == b for a, b in zip(quick["autoattack"].outcomes, found["autoattack"].outcomes, strict=True)]
     assert sum(agreement) >= len(agreement) - 1
+
+
+@pytest.mark.parametrize("version", ["plus", "rand"])
+def test_other_versions_are_the_package_s(version: Any, digits: Any) -> None:
+    model, x, y = digits
+    x, y = x[:4], y[:4]
+    found = evaluate(model, x, y, threat=Linf(epsilon=0.2), suite=[AutoAttack(version=version)], exact=True)
+    package = pyautoattack.AutoAttack(model, norm="Linf", eps=0.2, seed=0, version=version)
+    package.verbose = False
+    _, predicted = package.run_standard_evaluation(x, y)
+    assert found["autoattack"].outcomes == (predicted == y).tolist()
+    assert list(found["autoattack"].breakdown) == package.attacks_to_run
 
 
 @pytest.mark.skipif("ROBUSTKIT_CIFAR10_DIR" not in os.environ, reason="needs CIFAR-10")
@@ -321,7 +334,7 @@ def test_killed_five_times_and_gone_on(whole: bool, digits: Any, tmp_path: Path)
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 1.0))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
     (tmp_path / "killed" / "autoattack-other.0.jsonl").write_text("{")  # of another evaluation
     last = begin("killed")
     assert last.communicate(timeout=300)[0] == expected
@@ -397,3 +410,46 @@ def test_ledger_by_hand(tmp_path: Path) -> None:
     x = torch.rand(2, 1, 2, 2)
     assert digest_of_images(x, torch.tensor([0, 1])) != digest_of_images(x, torch.tensor([0, 2]))
     assert len(digest_of_images(x, torch.tensor([0, 1]))) == 16
+
+
+# --- many processes ---------------------------------------------------------------------------------------------------
+
+
+def launched(words: list[str], folder: Path, processes: int) -> None:
+    """`robustkit eval` in so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for rank in range(processes):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        if processes > 1:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        command = [sys.executable, "-m", "robustkit", "eval", *words]
+        with (folder / f"log-{processes}-{rank}").open("w") as log:
+            running.append(subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log))
+    for rank, process in enumerate(running):
+        assert process.wait(timeout=240) == 0, (folder / f"log-{processes}-{rank}").read_text()
+
+
+def test_processes_share_the_slices(tmp_path: Path, digits: Any) -> None:
+    torch.save(digits[0].state_dict(), tmp_path / "weights")
+    (tmp_path / "own_models.py").write_text(
+        "import timm, torch\n"
+        "import robustkit.backbones\n"
+        "def digits():\n"
+        "    model = timm.create_model('convnet_small', num_classes=10, in_chans=1)\n"
+        "    model.load_state_dict(torch.load('weights', weights_only=True))\n"
+        "    return model\n"
+    )
+    words = ["own_models:digits", "data=digits", "threat.epsilon=0.05", "--suite", "ldat", "--device", "cpu"]
+    words += ["--measures", "clean,pgd-40,apgd-dlr", "--json", "--quiet"]
+    launched([*words, "--out", "alone"], tmp_path, 1)
+    launched([*words, "--out", "shared"], tmp_path, 2)
+    alone, shared = ((tmp_path / name / "outcomes.json").read_text() for name in ("alone", "shared"))
+    assert alone == shared and "apgd-dlr" in alone
+    writers = {path.name.split(".")[-2] for path in (tmp_path / "shared" / "evaluation").glob("apgd-dlr*.jsonl")}
+    assert writers == {"0", "1"}
+    told = json.loads((tmp_path / "log-2-0").read_text())["results"]
+    assert told["clean"]["n"] == 360 and (tmp_path / "log-2-1").read_text() == ""

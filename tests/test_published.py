@@ -274,6 +274,11 @@ def test_copies_of_the_data_are_told_apart(
     Path("data/cifar-10-batches-py").mkdir(parents=True)
     monkeypatch.delenv("ROBUSTKIT_CIFAR10_DIR")
     assert data() is None
+    Path(run, "environment.json").write_text('{"data": "an image folder"}')  # what was read when it was trained
+    assert data() == ("an image folder", "the original files")
+    Path(run, "environment.json").write_text('{"data": "the original files"}')
+    monkeypatch.setenv("ROBUSTKIT_CIFAR10_DIR", "jpeg")
+    assert data() is None
 
 
 def test_the_method_that_was_not_run_is_a_deviation(recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:

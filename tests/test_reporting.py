@@ -221,9 +221,16 @@ def test_log_gets_plain_lines_at_once_and_then_seldom(parts: Parts, monkeypatch:
     display.measuring("last", "pgd-20", News(0, 16, 0, 0))
     display.measuring("last", "pgd-20", News(8, 16, 8, 6))
     display.measuring("last", "pgd-20", News(16, 16, 16, 12))
+    display.measuring("last", "autoattack", News(0, 500, 0, 0))
+    clock[0] += 11
+    display.measuring("last", "autoattack", News(0, 500, 250, 100, "apgd-ce"))
+    clock[0] += 11
+    display.measuring("last", "autoattack", News(250, 500, 500, 150, "apgd-t"))
     display.end()
     text = text_of(out)
     assert text.count("measuring last: pgd-20") == 2 and "accuracy 75.0 % on 16 images" in text
+    assert "0 %  11 s  accuracy at most 40.0 % on 250 images, after apgd-ce" in text
+    assert "50 %  22 s left  accuracy at most 30.0 % on 500 images, after apgd-t" in text
     assert "\x1b" not in text
 
 

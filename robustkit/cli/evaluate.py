@@ -134,7 +134,8 @@ def _function(arguments: argparse.Namespace) -> int:
     if stopped:
         say("Stopped; the same command goes on where it was")
         return EXIT_TIME if stopped == "time" else EXIT_INTERRUPT
-    say(f"Judged in {results.path}. Everything is in {folder}")
+    if not arguments.quiet:
+        say(f"Judged in {results.path}. Everything is in {folder}")
     return 0
 
 
