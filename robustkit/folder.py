@@ -115,7 +115,6 @@ def write_facts(
         "processes": world.size,
         "threads": torch.get_num_threads(),
         "precision": to_json(recipe.precision),
-        "path": "eager, channels-last",
         "command": sys.argv,
         "source": None if source is None else str(source),
         "overrides": list(overrides),
@@ -127,20 +126,20 @@ def write_facts(
     save_recipe(recipe, folder / "recipe.json")
 
 
-def note_data(folder: Path, copy: str) -> None:
-    """Adds to environment.json in which form the data were found, once they are loaded."""
+def note(folder: Path, **facts: str) -> None:
+    """Adds to environment.json what is known once data are loaded and the model is built."""
     path = folder / "environment.json"
     environment = json.loads(path.read_text(encoding="utf-8"))
-    checkpoint.write_text(path, json.dumps(environment | {"data": copy}, indent=2) + "\n")
+    checkpoint.write_text(path, json.dumps(environment | facts, indent=2) + "\n")
 
 
-def data_noted(folder: Path) -> str | None:
-    """What `note_data` noted; None where nothing is."""
+def noted(folder: Path, fact: str) -> str | None:
+    """What `note` noted; None where nothing is."""
     try:
-        noted = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get("data")
+        found = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get(fact)
     except (OSError, ValueError, AttributeError):
         return None
-    return noted if isinstance(noted, str) else None
+    return found if isinstance(found, str) else None
 
 
 def _device_name(device: torch.device) -> str:

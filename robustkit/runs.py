@@ -32,7 +32,8 @@ from robustkit.core.spec import digest, evolve, flatten, from_json, to_json
 from robustkit.core.world import World
 from robustkit.folder import (
     new_folder,
-    note_data,
+    note,
+    noted,
     read_outcomes,
     read_results,
     write_facts,
@@ -332,6 +333,9 @@ def _train_and_judge(
     metrics = folder / "metrics.jsonl"
     lines = 0
     if last.is_file():
+        before = noted(folder, "path")
+        if before not in (None, _path(parts)):
+            display.say(f"Attacks are computed in another way than before: {_path(parts)}, not {before}")
         lines = int(restore(parts, last)["metrics"])
         if world.rank == 0:
             kept = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
@@ -340,7 +344,7 @@ def _train_and_judge(
         if preflight:
             _preflight(parts, display)
         if world.rank == 0:
-            note_data(folder, parts.data.copy)
+            note(folder, data=parts.data.copy, path=_path(parts))
     display.begin(recipe, folder, parts)
 
     def save(name: str) -> None:
@@ -381,6 +385,12 @@ def _train_and_judge(
     if not finished and not (limits.rehearsal and reason == "steps"):
         return reason
     return _judge(folder, parts, limits, display)
+
+
+def _path(parts: Parts) -> str:
+    """How images are forwarded in training, in words."""
+    count = 0 if parts.folding is None else parts.folding.folded
+    return f"eager, channels-last, {count} batch normalisations folded in eval mode"
 
 
 def _preflight(parts: Parts, display: RunDisplay) -> None:

@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustkit.backbones  # noqa: F401
+from robustkit.core.model import Model, RobustModel
+from robustkit.core.parts import fold_backbone
+from robustkit.core.world import World
+from robustkit.engine import Predictor, count_passes
 from robustkit.engine.folding import Folding, fold
+from robustkit.heads import Linear
 
 
 def lively(model: nn.Module) -> nn.Module:
@@ -151,3 +156,73 @@ def test_what_cannot_be_copied_is_left_alone() -> None:
     assert fold(model, torch.rand(2, 3, 6, 6)) is not None
     model.lock = threading.Lock()
     assert fold(model, torch.rand(2, 3, 6, 6)) is None
+
+
+# --- in the prediction path -------------------------------------------------------------------------------------------
+
+
+def robust_model(name: str = "resnet18_cifar_w16") -> RobustModel:
+    model = Model(backbone=name, normalization="cifar10").build(Linear(), 10, (3, 32, 32), seed=1)
+    lively(model)
+    return model.to(memory_format=torch.channels_last)
+
+
+def predictors(model: RobustModel, precision: str = "fp32") -> tuple[Predictor, Predictor]:
+    folding = fold_backbone(model, World(samples=1, training=1, classes=10, image_shape=(3, 32, 32)))
+    assert folding is not None
+    device = torch.device("cpu")
+    return Predictor(model, device, precision), Predictor(model, device, precision, folding)
+
+
+def test_the_prediction_path_takes_it_in_eval_mode_only() -> None:
+    model = robust_model().train()
+    plain, quick = predictors(model)
+    x = torch.rand(6, 3, 32, 32)
+    with torch.no_grad():
+        for mode in ("train-frozen", "eval"):
+            with plain.using(mode) as forward:
+                expected = forward(x).logits
+            with quick.using(mode) as forward:
+                found = forward(x).logits
+            assert torch.equal(found, expected) == (mode != "eval") and model.training
+            assert (found - expected).norm() <= 1e-4 * expected.norm()
+        with quick.using("eval"), quick.using("train-frozen") as forward:
+            assert torch.equal(forward(x).logits, plain(x).logits)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_are_those_of_the_moment(precision: str) -> None:
+    model = robust_model()
+    plain, quick = predictors(model, precision)
+    x = torch.rand(16, 3, 32, 32)
+    for _ in range(2):
+        with torch.no_grad(), plain.using("eval") as slow, quick.using("eval") as fast:
+            expected, found = slow(x).logits, fast(x).logits
+        assert (found - expected).norm() <= (1e-4 if precision == "fp32" else 3e-2) * expected.norm()
+        model.train()
+        model(torch.rand(16, 3, 32, 32)).logits.square().mean().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.1 * parameter.grad  # statistics moved, too
+        model.eval()
+
+
+def test_gradients_reach_images_and_passes_are_counted() -> None:
+    model = robust_model()
+    plain, quick = predictors(model)
+    slopes = []
+    for predict in (plain, quick):
+        x = torch.linspace(0, 1, 4 * 3072).view(4, 3, 32, 32).requires_grad_()
+        with count_passes(model) as count, predict.using("eval") as forward:
+            slopes.append(torch.autograd.grad(forward(x).logits.logsumexp(dim=1).sum(), x)[0])
+        assert (count.forward, count.input_backward, count.parameter_backward) == (4, 4, 0)
+    assert (slopes[0] - slopes[1]).norm() <= 1e-4 * slopes[0].norm()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_who_replaces_a_tensor_is_followed() -> None:
+    model = lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2)))
+    x = torch.rand(2, 3, 6, 6)
+    folding = folded(model, x)
+    model[3].weight = nn.Parameter(torch.ones(2, 64))
+    assert torch.allclose(folding.refresh()(x), model(x), rtol=1e-4)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustkit.core.batch import Batch, Budget, Mode, Output, Part, Passes, Prepared, Progress
 from robustkit.core.order import epoch_order, micro_parts
-from robustkit.core.parts import Parts, Totals
+from robustkit.core.parts import Parts, Totals, fold_backbone
 from robustkit.core.recipe import Recipe
 from robustkit.core.rng import derive, whole
 from robustkit.core.strategy import Attack, Record, Scene
@@ -78,7 +78,7 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
     batch = make_batch(
         parts.train, rows, device=world.device, augmentation=recipe.data.augmentation, generator=augmenting
     )
-    predict = Predictor(model, world.device, recipe.precision.attack)
+    predict = Predictor(model, world.device, recipe.precision.attack, parts.folding)
 
     # 1. Look outward: nothing here changes a weight; statistics move only in a pass whose mode is "train".
     _seed_torch(world, progress, part, "outward")
@@ -95,7 +95,7 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
     if target is not None and (loss.detach_target or images is None):
         output = None
         if images is not None:
-            outer = Predictor(model, world.device, recipe.precision.outer)
+            outer = Predictor(model, world.device, recipe.precision.outer, parts.folding)
             with torch.no_grad(), outer.using(target.mode) as forward:
                 output = forward(images)
         with torch.no_grad():
@@ -257,7 +257,8 @@ def finish_epoch(parts: Parts, progress: Progress) -> dict[str, Any]:
 def measure(parts: Parts, rows: Tensor, attack: Attack | None) -> dict[str, float]:
     """Natural and robust accuracy on training-set rows, without augmentation: shares of all rows, on every process."""
     recipe, world = parts.recipe, parts.world
-    predict = Predictor(parts.final, world.device, recipe.precision.attack)
+    folding = parts.folding if parts.averaged is None else fold_backbone(parts.final, world)
+    predict = Predictor(parts.final, world.device, recipe.precision.attack, folding)
     right = torch.zeros(2, dtype=torch.float64, device=world.device)
     for number, piece in _pieces(rows, recipe.batch_size):
         if number % world.size != world.rank:

@@ -18,6 +18,7 @@ from robustkit.core.strategy import Record, build
 from robustkit.core.world import World
 from robustkit.data.images import Data, Images, InMemory
 from robustkit.data.loader import validation_split
+from robustkit.engine.folding import Folding, fold
 
 RESIDENT_BYTES = 4 << 30
 """Training images of at most so many bytes live on the accelerator."""
@@ -87,6 +88,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     strategies: dict[str, Any]  # field of the recipe -> runtime
     totals: Totals
+    folding: Folding | None = None  # of the model's backbone, for passes in eval mode
     step: int = 0  # optimiser steps done
     best: dict[str, Any] = attrs.field(factory=dict)  # epoch and accuracy of the best checkpoint
 
@@ -199,7 +201,16 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
         optimizer=recipe.optimizer.build([group for group in groups if group["params"]]),
         strategies=strategies,
         totals=Totals(recipe.threat.epsilon, world.device),
+        folding=fold_backbone(model, world),
     )
+
+
+def fold_backbone(model: RobustModel, world: World) -> Folding | None:
+    """The folding of the model's backbone, tried on a picture that depends on nothing."""
+    channels, height, width = world.image_shape
+    probe = torch.linspace(0, 1, 2 * channels * height * width, device=world.device)
+    with model.using("eval"):
+        return fold(model.backbone, probe.view(2, channels, height, width))
 
 
 def _near(images: Images, device: torch.device) -> Images:

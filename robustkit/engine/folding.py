@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -31,17 +30,27 @@ class Folding:
     at that time. Gradients reach images, not folded weights.
     """
 
-    def __init__(self, twin: nn.Module, pairs: list[tuple[nn.Module, nn.Module, nn.Module]]) -> None:
-        self.twin, self._pairs = twin, pairs  # (the twin's convolution, the model's convolution, its normalisation)
+    def __init__(
+        self,
+        twin: nn.Module,
+        pairs: list[tuple[nn.Module, nn.Module, nn.Module]],
+        others: list[tuple[nn.Module, nn.Module]],
+    ) -> None:
+        self.twin = twin
+        self._pairs = pairs  # (the twin's convolution, the model's convolution, its normalisation)
+        self._others = others  # (the twin's module, the model's) of those that share all their tensors
         self.folded = len(pairs)
         self.refresh()
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Folds the model's present weights."""
+    def refresh(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """The twin, with the model's present weights folded, in `dtype` (None: their own)."""
         for twin, convolution, norm in self._pairs:
-            weight, bias = _folded(convolution, norm)
+            weight, bias = _folded(convolution, norm, dtype)
             twin.weight, twin.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+        for twin, module in self._others:  # who replaces a tensor rather than changing it is followed
+            twin._parameters, twin._buffers = module._parameters, module._buffers
+        return self.twin
 
 
 @torch.no_grad()
@@ -69,7 +78,9 @@ def fold(model: nn.Module, images: Tensor) -> Folding | None:
         for name, child in module.named_children():
             if id(child) in gone:
                 setattr(module, name, gone[id(child)])
-    folding = Folding(twin, [(twins[id(convolution)], convolution, norm) for convolution, norm in found])
+    first = {id(convolution) for convolution, _ in found}
+    kept = [(twins[id(module)], module) for module in model.modules() if id(module) not in first]
+    folding = Folding(twin, [(twins[id(convolution)], convolution, norm) for convolution, norm in found], kept)
     return folding if close(_logits(twin(images)), plain) else None
 
 
@@ -83,7 +94,7 @@ def _logits(output: Tensor | Output) -> Tensor:
     return output.logits if isinstance(output, Output) else output
 
 
-def _folded(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def _folded(convolution: nn.Module, norm: nn.Module, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
     """(weight, bias) of the convolution that does both."""
     weight: Any = convolution.weight
     bias, mean, variance = (_float(tensor) for tensor in (convolution.bias, norm.running_mean, norm.running_var))
@@ -91,17 +102,17 @@ def _folded(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     if norm.weight is not None:
         scale = scale * _float(norm.weight)
     shift = (bias - mean) * scale + _float(norm.bias)
-    kernel = (weight.float() * scale.view(-1, 1, 1, 1)).to(weight.dtype)
-    return kernel.contiguous(memory_format=torch.channels_last), shift.to(weight.dtype)
+    kernel = (weight.float() * scale.view(-1, 1, 1, 1)).to(dtype or weight.dtype)
+    return kernel.contiguous(memory_format=torch.channels_last), shift.to(kernel.dtype)
 
 
 def _float(tensor: Any) -> Any:
     return 0.0 if tensor is None else tensor.float()
 
 
-def _what_remains(norm: nn.Module) -> nn.Module:
+def _what_remains(norm: Any) -> nn.Module:
     """What a normalisation does besides normalising."""
-    return nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+    return nn.Identity() if _is_plain(norm) else nn.Sequential(norm.drop, norm.act)
 
 
 class _Watching(TorchFunctionMode):
@@ -155,6 +166,11 @@ class _Watching(TorchFunctionMode):
         return found
 
 
+def _is_plain(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.BatchNorm2d) and type(norm).forward is nn.BatchNorm2d.forward
+
+
 def _is_known(norm: nn.Module) -> bool:
-    plain = isinstance(norm, nn.BatchNorm2d) and type(norm).forward is nn.BatchNorm2d.forward
-    return plain or type(norm) is BatchNormAct2d
+    from timm.layers.norm_act import BatchNormAct2d  # it imports much
+
+    return _is_plain(norm) or type(norm) is BatchNormAct2d

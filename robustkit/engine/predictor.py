@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robustkit.core.batch import Mode, Output
 from robustkit.core.model import RobustModel
+from robustkit.engine.folding import Folding
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -30,20 +31,33 @@ def float_output(output: Output) -> Output:
 
 
 class Predictor:
-    """`predict(images) -> Output` over a model, in channels-last layout and the given precision."""
+    """`predict(images) -> Output` over a model, in channels-last layout and the given precision.
 
-    def __init__(self, model: RobustModel, device: torch.device, precision: str = "fp32") -> None:
-        self.model, self.device, self.precision = model, device, precision
+    Given a folding of its backbone, it takes that in eval mode: gradients then reach images only.
+    """
+
+    def __init__(
+        self, model: RobustModel, device: torch.device, precision: str = "fp32", folding: Folding | None = None
+    ) -> None:
+        self.model, self.device, self.precision, self.folding = model, device, precision, folding
+        self._backbone: nn.Module | None = None
 
     def __call__(self, images: Tensor, y: Tensor | None = None) -> Output:
         """Labels (B,) are for the pure pass alone, where the head may apply its margin."""
         with autocast(self.device, self.precision):
-            return float_output(self.model(images.contiguous(memory_format=torch.channels_last), y))
+            return float_output(self.model(images.contiguous(memory_format=torch.channels_last), y, self._backbone))
 
     @contextmanager
     def using(self, mode: Mode) -> Iterator[Predictor]:
+        before = self._backbone
         with self.model.using(mode):
-            yield self
+            self._backbone = None
+            if self.folding is not None and mode == "eval":  # folded anew: weights may have changed since
+                self._backbone = self.folding.refresh(torch.bfloat16 if self.precision == "bf16" else None)
+            try:
+                yield self
+            finally:
+                self._backbone = before
 
 
 class ModulePredictor:

@@ -15,7 +15,7 @@ from robustkit.core.errors import UserError
 from robustkit.core.recipe import Recipe, result_key
 from robustkit.core.spec import flatten, to_json, walk
 from robustkit.datasets.location import locate
-from robustkit.folder import data_noted
+from robustkit.folder import noted
 from robustkit.published import PublishedTable, Row
 from robustkit.reporting import formats
 from robustkit.reporting.comparison import Item, but_for_seed
@@ -201,7 +201,7 @@ def _deviations(
     """Everything known, the method first, then data, training, choice of the checkpoint, measurement."""
     recipe, facts = item.recipe, settings_of(item.recipe)
     yield from _settings(recipe, row, facts)
-    yield from _data(facts, data_noted(Path(item.path)))
+    yield from _data(facts, noted(Path(item.path), "data"))
     held = recipe.validation.images
     here = f"best on {held:,} training images held out" if held else "last"
     yield Deviation("checkpoint", here if not held else f"last, and {here}", table.selection or OPEN)
@@ -248,12 +248,12 @@ def _chosen(recipe: Recipe) -> Iterator[tuple[str, Any]]:
                 yield path, to_json(value)
 
 
-def _data(facts: dict[str, Any], noted: str | None) -> Iterator[Deviation]:
+def _data(facts: dict[str, Any], copy: str | None) -> Iterator[Deviation]:
     if facts.get("data.per_class") is not None:
         yield Deviation("training images", f"the first {facts['data.per_class']:,} of each class", "all")
-    if facts["data"] in ORIGINALS and noted is not None:
-        if noted != "the original files":
-            yield Deviation("data", noted, "the original files")
+    if facts["data"] in ORIGINALS and copy is not None:
+        if copy != "the original files":
+            yield Deviation("data", copy, "the original files")
     elif facts["data"] in ORIGINALS:  # a run that did not note what it read
         variable, original = ORIGINALS[facts["data"]]
         folder: Path = locate(facts.get("data.root"), variable)
