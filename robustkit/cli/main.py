@@ -11,7 +11,7 @@ import sys
 import traceback
 
 import robustkit
-from robustkit.cli import audit, compare, evaluate, export, listing, resume, run, show
+from robustkit.cli import audit, bench, compare, evaluate, export, listing, resume, run, show
 from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_MISTAKE, Parser
 from robustkit.core.errors import UserError
 from robustkit.core.registry import hint
@@ -25,6 +25,7 @@ COMMANDS = {
     "show": show,
     "compare": compare,
     "export": export,
+    "bench": bench,
 }
 
 EXAMPLES = """\

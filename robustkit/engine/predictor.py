@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ class Predictor:
     Given a folding of its backbone, it takes that in eval mode: gradients then reach images only.
     """
 
+    layout: ClassVar[torch.memory_format] = torch.channels_last
+
     def __init__(
         self, model: RobustModel, device: torch.device, precision: str = "fp32", folding: Folding | None = None
     ) -> None:
@@ -45,7 +48,7 @@ class Predictor:
     def __call__(self, images: Tensor, y: Tensor | None = None) -> Output:
         """Labels (B,) are for the pure pass alone, where the head may apply its margin."""
         with autocast(self.device, self.precision):
-            return float_output(self.model(images.contiguous(memory_format=torch.channels_last), y, self._backbone))
+            return float_output(self.model(images.contiguous(memory_format=self.layout), y, self._backbone))
 
     @contextmanager
     def using(self, mode: Mode) -> Iterator[Predictor]:

@@ -41,8 +41,8 @@ def _fraction(value: Any) -> str:
 
 
 def in_255ths(value: float) -> str:
-    """A radius in pixels of [0, 1] as '7.2/255'."""
-    return f"{value * 255:.3g}/255"
+    """A radius in pixels of [0, 1] as '7.2/255'; one above 1, of another norm than L-infinity, as it is."""
+    return f"{value * 255:.3g}/255" if value <= 1 else f"{value:.3g}"
 
 
 def percent(share: float) -> str:
