@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import robustkit.evaluation.preflight as module
 from robustkit import Model, Suite, runs
 from robustkit.cli.main import main
 from robustkit.core.errors import UserError
@@ -28,7 +27,9 @@ from robustkit.core.spec import setting, spec
 from robustkit.core.world import World
 from robustkit.datasets import Digits
 from robustkit.evaluation import CW, PGD_20, PGD_50_10, AutoAttack, Clean, Finding
-from robustkit.evaluation.preflight import lines, passes_of, preflight, preflight_run, refuse, span
+from robustkit.evaluation.preflight import CHECKS, costs, lines, passes_of, preflight, preflight_run, refuse, span
+from robustkit.evaluation.preflight.images import epsilon
+from robustkit.evaluation.preflight.model import pretrained
 from robustkit.targets import Universal
 from robustkit.testing import tiny_recipe
 from robustkit.threats import L1, L2, Linf
@@ -262,13 +263,13 @@ class Pixels:
     ],
 )
 def test_radii(threat: Any, channels: int, verdict: str, words: list[str]) -> None:
-    says(module._epsilon(threat, torch.zeros(1, channels, 32, 32)), verdict, *words)
+    says(epsilon(threat, torch.zeros(1, channels, 32, 32)), verdict, *words)
 
 
 def test_usual_radii_grow_with_images() -> None:
-    assert module._epsilon(L2(epsilon=3.0), torch.zeros(1, 3, 224, 224)).verdict == "ok"  # ImageNet's
-    assert module._epsilon(L2(epsilon=3.0), torch.zeros(1, 3, 32, 32)).verdict == "warning"
-    assert module._epsilon(L1(epsilon=255.0), torch.zeros(1, 3, 224, 224)).verdict == "ok"
+    assert epsilon(L2(epsilon=3.0), torch.zeros(1, 3, 224, 224)).verdict == "ok"  # ImageNet's
+    assert epsilon(L2(epsilon=3.0), torch.zeros(1, 3, 32, 32)).verdict == "warning"
+    assert epsilon(L1(epsilon=255.0), torch.zeros(1, 3, 224, 224)).verdict == "ok"
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -336,6 +337,18 @@ def test_accuracy(known: tuple[nn.Module, Tensor, Tensor]) -> None:
     says(found(preflight(model, x[more], y[more] - 1, threat=threat), "accuracy"), "warning", "model's classes")
     one = preflight(model, x[:1], (y[:1] + 1) % 10, threat=threat)
     assert found(one, "accuracy").verdict == "ok"  # of one image nothing can be said
+
+
+@pytest.mark.parametrize("answer", [3, 5])
+def test_one_answer_to_all_images_is_no_shift(answer: int) -> None:
+    """Of 32 images 10 are of class 4, beside the one answer, and 1 of that: an accident, no counting from 1."""
+    x, y = torch.rand(32, 1, 8, 8), torch.tensor([4] * 10 + [answer] + [0, 1, 2, 6, 7, 8, 9] * 3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        model[1].bias.copy_(50 * F.one_hot(torch.tensor(answer), 10))
+    finding = found(preflight(model, x, y, threat=Linf()), "accuracy")
+    says(finding, "warning", "1 of 32", "is the model trained")
+    assert "shifted" not in finding.evidence
 
 
 def test_normalisation(known: tuple[nn.Module, Tensor, Tensor]) -> None:
@@ -445,7 +458,7 @@ def test_a_check_that_breaks_is_skipped(
     known: tuple[nn.Module, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x, y = known
-    monkeypatch.setitem(module.CHECKS, "modes", lambda case: 1 / 0)
+    monkeypatch.setitem(CHECKS, "modes", lambda case: 1 / 0)
     findings = preflight(model, x, y, threat=Linf(epsilon=EPSILON))
     says(found(findings, "modes"), "skipped", "ZeroDivisionError: division by zero")
     refuse(findings)
@@ -462,10 +475,10 @@ def test_memory(known: tuple[nn.Module, Tensor, Tensor], monkeypatch: pytest.Mon
     double = found(preflight(model, x, y, threat=threat, batch_size=128), "memory")
     assert double.data["need"] == pytest.approx(2 * finding.data["need"], rel=0.01)
     assert finding.data["need"] > 64 * 12 * 64 * 4  # the first layer's output alone
-    monkeypatch.setattr(module, "_free_memory", lambda device: 1000.0)
+    monkeypatch.setattr(costs, "free_memory", lambda device: 1000.0)
     says(found(preflight(model, x, y, threat=threat), "memory"), "warning", "1 MiB free", "smaller batch_size")
     says(found(preflight_run(parts_of(tiny_recipe())), "memory"), "warning", "accumulate=2")
-    monkeypatch.setattr(module, "_free_memory", lambda device: None)
+    monkeypatch.setattr(costs, "free_memory", lambda device: None)
     assert found(preflight(model, x, y, threat=threat), "memory").verdict == "ok"
 
 
@@ -473,7 +486,7 @@ def test_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(images: Tensor) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(module, "_free_memory", lambda device: 2.0**30)
+    monkeypatch.setattr(costs, "free_memory", lambda device: 2.0**30)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
     class OnGpu:
@@ -485,14 +498,14 @@ def test_a_gpu_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
         def repeat(self, *counts: int) -> Tensor:
             return torch.zeros(4, 1, 8, 8)
 
-    finding = module._fits(2.0**31, work, OnGpu(), 4, "a smaller batch_size")  # type: ignore[arg-type]
+    finding = costs.fits(2.0**31, work, OnGpu(), 4, "a smaller batch_size")  # type: ignore[arg-type]
     says(finding, "failure", "out of memory: about 2.0 GiB for 4 images at once, 1.0 GiB free", "smaller batch_size")
 
 
 def test_this_machine_has_memory() -> None:
-    free = module._free_memory(torch.device("cpu"))
+    free = costs.free_memory(torch.device("cpu"))
     assert free is None or 0 < free < 2**50
-    assert module._free_memory(torch.device("meta")) is None
+    assert costs.free_memory(torch.device("meta")) is None
 
 
 def test_passes_by_hand() -> None:
@@ -520,7 +533,7 @@ def test_spans(seconds: float, text: str) -> None:
 
 def test_days_are_worth_a_word(known: tuple[nn.Module, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = known
-    monkeypatch.setattr(module, "_per_image", lambda work, x, batch_size: 0.01)
+    monkeypatch.setattr(costs, "seconds_per_image", lambda work, x, batch_size: 0.01)
     measures = (Clean(), AutoAttack(), AutoAttack(key="part", images=100))
     findings = preflight(model, x, y, threat=Linf(epsilon=EPSILON), measures=measures, test_images=10_000)
     finding = found(findings, "evaluation time")
@@ -534,25 +547,25 @@ def test_days_are_worth_a_word(known: tuple[nn.Module, Tensor, Tensor], monkeypa
     assert training.data["validation"] == pytest.approx(4 * 18 * 0.01 * 4)
     assert found(findings, "evaluation time").verdict == "ok"  # the test set has 16 images
 
-    monkeypatch.setattr(module, "_per_image", lambda work, x, batch_size: 5000.0)
+    monkeypatch.setattr(costs, "seconds_per_image", lambda work, x, batch_size: 5000.0)
     findings = preflight_run(parts_of(recipe))
     says(found(findings, "training time"), "warning", "days", "--smoke")
     brief = Finding(check="training time", verdict="ok", evidence="", data={"seconds": 4000.0})
     judged = Finding(check="evaluation time", verdict="ok", evidence="long", data={"seconds": 5000.0})
-    says(module._worth(brief, judged), "warning", "more than training")
-    assert module._worth(brief, attrs.evolve(judged, data={"seconds": 3000.0})).verdict == "ok"
+    says(costs.worth(brief, judged), "warning", "more than training")
+    assert costs.worth(brief, attrs.evolve(judged, data={"seconds": 3000.0})).verdict == "ok"
 
 
 def test_pretrained_weights_expect_their_own_images() -> None:
     parts = parts_of(tiny_recipe())
-    assert module._pretrained(parts).verdict == "ok"
+    assert pretrained(parts).verdict == "ok"
     known_to_timm = {"mean": (0.485,), "std": (0.229,)}
     parts.model.backbone.pretrained_cfg = known_to_timm  # type: ignore[assignment]
     parts.recipe = attrs.evolve(parts.recipe, model=attrs.evolve(parts.recipe.model, pretrained=True))
-    says(module._pretrained(parts), "warning", "mean 0.485", "model.normalization=none", "normalization=imagenet")
+    says(pretrained(parts), "warning", "mean 0.485", "model.normalization=none", "normalization=imagenet")
     parts.model.normalize = Normalize(0, 1)  # type: ignore[assignment]
     parts.model.normalize.mean, parts.model.normalize.std = torch.tensor([0.5]), torch.tensor([0.2])  # type: ignore
-    assert module._pretrained(parts).verdict == "ok"
+    assert pretrained(parts).verdict == "ok"
 
 
 # --- nothing changes --------------------------------------------------------------------------------------------------
@@ -688,5 +701,5 @@ def test_the_page_s_examples_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
         path.write_text(block, encoding="utf-8")
         runpy.run_path(str(path))
         assert ("print(" in block) == bool(capsys.readouterr().out)
-    for check in [*module.CHECKS, "input range", "epsilon", "logits", "labels", "memory", "training time"]:
+    for check in [*CHECKS, "input range", "epsilon", "logits", "labels", "memory", "training time"]:
         assert f"| {check} |" in page, check

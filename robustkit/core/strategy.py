@@ -329,8 +329,9 @@ class Slice(NamedTuple):
 class Measure(Protocol):
     """What is reported of a finished model?
 
-    It may also have `images` (judge so many test images), `slice_size` (images per slice, else the batch size), and
-    `remarks(breakdown)`, further notes on the breakdown over all images.
+    It may also have `images` (judge so many test images), `slice_size` (images per slice, else the batch size),
+    `remarks(breakdown)`, further notes on the breakdown over all images, and `passes(norm, classes)`, what it costs per
+    image where half of the images resist.
     """
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from robustkit.attacks.pgd import PGD
-from robustkit.core.batch import Budget
+from robustkit.core.batch import Budget, Passes
 from robustkit.core.registry import registry
 from robustkit.core.rng import derive, whole
 from robustkit.core.spec import setting, spec
@@ -14,6 +14,9 @@ from robustkit.core.strategy import Objective, Outcomes, Slice, Subject
 from robustkit.evaluation.logits import is_right
 from robustkit.objectives.cross_entropy import CrossEntropyObjective
 from robustkit.objectives.margin import Margin
+
+RESISTING = 0.5
+"""Share of images that is assumed to resist an attack, where a cost is predicted."""
 
 
 @registry("measure").register("attacked")
@@ -50,6 +53,10 @@ class Attacked:
             x_adv = attack(predict, images, labels, budget, threat, whole(images, seed, restart))
             right[left] = is_right(subject.logits(x_adv), labels)
         yield Outcomes(right)
+
+    def passes(self, norm: str, classes: int) -> Passes:
+        attacks = self.steps * (1 + RESISTING * (self.restarts - 1))
+        return Passes(forward=round(1 + attacks + self.restarts), input_backward=round(attacks))
 
 
 PGD_10 = Attacked(key="pgd-10", steps=10)

@@ -13,9 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from robustkit.core.batch import Passes
 from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 from robustkit.core.strategy import Outcomes, Slice, Subject, ThreatModel
+from robustkit.evaluation.attacked import RESISTING
 from robustkit.evaluation.logits import is_right
 
 SubAttack = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
@@ -85,6 +87,29 @@ class AutoAttack:
             yield Outcomes(right, dict(breakdown), tuple(dict.fromkeys(notes)))
         if not parts:
             yield Outcomes(right, {}, tuple(dict.fromkeys(notes)))
+
+    def passes(self, norm: str, classes: int) -> Passes:
+        """Of all sub-attacks but the first only those images that are still right.
+
+        APGD takes 100 steps (five restarts in L1), targeted APGD and FAB up to nine times as many, FAB checks each step
+        with one more forward, Square makes 5,000 queries.
+        """
+        nine, restarts = min(9, classes - 1), 5 if self.version == "plus" else 1
+        apgd = 100 * (5 if norm == "L1" else restarts) * (20 if self.version == "rand" else 1)
+        targeted, fab = 100 * (min(5, nine) if norm == "L1" else nine), 100 * restarts
+        backwards = {"apgd-ce": apgd, "apgd-dlr": apgd, "apgd-t": targeted, "fab": fab * classes, "fab-t": fab * nine}
+        forwards = backwards | {"fab": 2 * fab, "fab-t": 2 * fab * nine, "square": 5000}
+        versions = {
+            "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+            "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+            "rand": ("apgd-ce", "apgd-dlr"),
+        }
+        shares = {
+            name: RESISTING if number else 1 for number, name in enumerate(self.attacks or versions[self.version])
+        }
+        forward = sum(share * forwards[name] for name, share in shares.items())
+        backward = sum(share * backwards.get(name, 0) for name, share in shares.items())
+        return Passes(forward=round(1 + forward), input_backward=round(backward))
 
     def remarks(self, breakdown: dict[str, float]) -> tuple[str, ...]:
         """The package's alarm over all images: Square, which needs no gradients, broke what gradients could not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from robustkit.core.batch import Passes
 from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 from robustkit.core.strategy import Outcomes, Slice, Subject
@@ -23,3 +24,6 @@ class Clean:
 
     def outcomes(self, subject: Subject, part: Slice, seed: int, before: Outcomes | None = None) -> Iterator[Outcomes]:
         yield Outcomes(is_right(subject.logits(part.x), part.y))
+
+    def passes(self, norm: str, classes: int) -> Passes:
+        return Passes(forward=1)

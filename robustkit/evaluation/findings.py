@@ -32,3 +32,9 @@ def worst(findings: tuple[Finding, ...]) -> Verdict:
     """Failure before warning before ok; skipped where there is nothing else."""
     order: tuple[Verdict, ...] = ("failure", "warning", "ok", "skipped")
     return min((finding.verdict for finding in findings), key=order.index, default="skipped")
+
+
+def finding(check: str, verdict: Verdict, evidence: str, remedy: str = "", /, **data: Any) -> Finding:
+    """A finding whose remedy goes where nothing is wrong."""
+    wrong = verdict in ("warning", "failure")
+    return Finding(check=check, verdict=verdict, evidence=evidence, remedy=remedy if wrong else "", data=data)

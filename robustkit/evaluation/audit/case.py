@@ -23,7 +23,7 @@ from robustkit.core.batch import Output
 from robustkit.core.rng import Generator, derive, whole
 from robustkit.core.strategy import Subject, ThreatModel
 from robustkit.engine.folding import close
-from robustkit.evaluation.findings import Finding, Verdict
+from robustkit.evaluation.findings import Finding, Verdict, finding
 from robustkit.evaluation.logits import is_right
 from robustkit.evaluation.results import wilson
 
@@ -221,12 +221,6 @@ def missed(
     evidence = f"{attack} breaks {extra} of {n} images that plain PGD cannot ({int(broken.sum())} in all, PGD {plain})"
     verdict = grade(extra, n, *bounds)
     return finding(check, verdict, evidence, remedy, images=n, broken=int(broken.sum()), missed=extra, **data)
-
-
-def finding(check: str, verdict: Verdict, evidence: str, remedy: str = "", **data: Any) -> Finding:
-    """A finding whose remedy goes where nothing is wrong."""
-    wrong = verdict in ("warning", "failure")
-    return Finding(check=check, verdict=verdict, evidence=evidence, remedy=remedy if wrong else "", data=data)
 
 
 def percent(share: float) -> str:

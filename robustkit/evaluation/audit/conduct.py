@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.engine.folding import close
-from robustkit.evaluation.audit.case import VOTES, Case, finding, grade, percent
-from robustkit.evaluation.findings import Finding
+from robustkit.evaluation.audit.case import VOTES, Case, grade, percent
+from robustkit.evaluation.findings import Finding, finding
 
 GRADIENTS = 10
 """Forwards over which the attack on a randomised model averages; AutoAttack's "rand" takes 20."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from robustkit import functional
-from robustkit.evaluation.audit.case import FRAUD, VOTES, Case, Value, at_least, connected, finding, grade, percent
-from robustkit.evaluation.findings import Finding, Verdict
+from robustkit.evaluation.audit.case import FRAUD, VOTES, Case, Value, at_least, connected, grade, percent
+from robustkit.evaluation.findings import Finding, Verdict, finding
 from robustkit.functional import per_image
 
 PROBED = 16

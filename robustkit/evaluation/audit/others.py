@@ -22,13 +22,12 @@ from robustkit.evaluation.audit.case import (
     Case,
     Value,
     connected,
-    finding,
     grade,
     missed,
     percent,
 )
 from robustkit.evaluation.audit.gradients import gradient
-from robustkit.evaluation.findings import Finding
+from robustkit.evaluation.findings import Finding, finding
 
 QUERIES = 1000
 """Of Square; AutoAttack takes 5,000, to reach small numbers. Frauds fall in the first hundreds."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robustkit import functional
 from robustkit.attacks.climb import climb
-from robustkit.evaluation.audit.case import GAP, GAP_FRAUD, STEPS, Case, finding, grade, percent
-from robustkit.evaluation.findings import Finding
+from robustkit.evaluation.audit.case import GAP, GAP_FRAUD, STEPS, Case, grade, percent
+from robustkit.evaluation.findings import Finding, finding
 from robustkit.threats.linf import Linf
 
 STEP_COUNTS = (1, 5, 10, STEPS, 50)
