@@ -31,5 +31,5 @@ recipe = Recipe(
     schedule=Triangular(peak=0.5, cycle_momentum=True),
     epochs=30,
     batch_size=128,
-    evaluation=(Suite(measures=(*STANDARD, PGD_50_10)),),
+    evaluation=(Suite(measures=(*STANDARD.measures, PGD_50_10)),),
 )
