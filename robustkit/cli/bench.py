@@ -14,12 +14,13 @@ from robustkit.cli.outcome import say
 
 EXAMPLES = """\
   robustkit bench recipes/quickstart.py
-  robustkit bench recipes/uiat_rn18.py precision.attack=bf16 precision.outer=bf16 --windows 5
+  robustkit bench recipes/uiat_rn18.py --precision bf16 --windows 5
   robustkit bench recipes/ecas_uiat_wrn34.py batch_size=16 --no-plain --json"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of attack and outer passes")
     parser.add_argument("--windows", type=count, default=3, metavar="N", help="timed windows; the median is reported")
     parser.add_argument("--steps", type=count, default=1, metavar="N", help="steps in a window")
     parser.add_argument("--no-plain", action="store_true", help="leave out the usual script")
@@ -34,7 +35,10 @@ def execute(arguments: argparse.Namespace) -> int:
     from robustkit.reporting import consoles
     from robustkit.reporting.speed import print_speed
 
-    recipe = override(load_recipe(arguments.recipe), arguments.overrides)
+    words = list(arguments.overrides)
+    if arguments.precision is not None:
+        words += [f"precision.attack={arguments.precision}", f"precision.outer={arguments.precision}"]
+    recipe = override(load_recipe(arguments.recipe), words)
     found = bench(
         recipe,
         device=arguments.device,
