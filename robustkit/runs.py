@@ -487,23 +487,24 @@ def judge(
 
     world, recipe = parts.world, parts.recipe
     source = OwnImages(parts.data.test)
+    done = {} if again else verdict.results.get(name, {})
+    wanted = [(suite, measure, rows_of(measure, suite.images, len(source))) for suite, measure in recipe.measures()]
+    wanted = [entry for entry in wanted if done.get(result_key(*entry[:2]), {}).get("n") != len(entry[2])]
+    if not wanted:
+        return ""
     weights = digest_of_weights(parts.final)
     few, _ = source.rows(torch.arange(min(PROBE, len(source))))
-    done = {} if again else verdict.results.get(name, {})
-    for suite, measure in recipe.measures():
-        key, threat = result_key(suite, measure), suite.threat or recipe.threat
-        rows = rows_of(measure, suite.images, len(source))
-        if done.get(key, {}).get("n") == len(rows):
-            continue
-        if reason := _agreed(limits.reason(), world):
-            return reason
-        ledger = ledger_of(
-            verdict.folder / "evaluation", weights, measure, threat, rows, recipe.batch_size, 0, exact, world
-        )
-        with judging(parts.final, threat, few.to(world.device), exact=exact) as subject:
+    with judging(parts.final, recipe.threat, few.to(world.device), exact=exact) as subject:
+        for suite, measure, rows in wanted:
+            if reason := _agreed(limits.reason(), world):
+                return reason
+            key, threat = result_key(suite, measure), suite.threat or recipe.threat
+            ledger = ledger_of(
+                verdict.folder / "evaluation", weights, measure, threat, rows, recipe.batch_size, 0, exact, world
+            )
             result = judge_slices(
                 measure,
-                subject,
+                attrs.evolve(subject, threat=threat),
                 source,
                 rows,
                 world,
@@ -512,12 +513,12 @@ def judge(
                 watch=partial(_tell, display, name, key),
                 should_stop=lambda: bool(limits.reason()),
             )
-        if result is None:
-            return _agreed(limits.reason(), world)
-        verdict.add(name, key, result)
-        if world.rank == 0:
-            ledger.remove()
-        world.barrier()
+            if result is None:
+                return _agreed(limits.reason(), world)
+            verdict.add(name, key, result)
+            if world.rank == 0:
+                ledger.remove()
+            world.barrier()
     return ""
 
 

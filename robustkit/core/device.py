@@ -16,7 +16,7 @@ def device_of(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         fault = f"cannot be used: {str(error).splitlines()[0]}"
         raise UserError(fault, place=f"device '{name}'", remedy="e.g. --device cpu") from error
     return device

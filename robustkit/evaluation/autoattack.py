@@ -52,8 +52,9 @@ class AutoAttack:
     def outcomes(self, subject: Subject, part: Slice, seed: int, before: Outcomes | None = None) -> Iterator[Outcomes]:
         """The breakdown is accuracy after each sub-attack; what the package warns of becomes notes."""
         logits, (x, y, _) = subject.logits, part
-        classes = logits(x[:1]).shape[1]
-        right = is_right(logits(x), y) if before is None else before.right.clone()
+        output = logits(x if before is None else x[:1])
+        classes = output.shape[1]
+        right = is_right(output, y) if before is None else before.right.clone()
         breakdown = {} if before is None else dict(before.breakdown)
         notes = [] if before is None else list(before.notes)
         with _contained(x.device) as heard:

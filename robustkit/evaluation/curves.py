@@ -17,17 +17,15 @@ from torch import Tensor, nn
 
 from robustkit.attacks.pgd import PGD
 from robustkit.core.batch import Budget
-from robustkit.core.device import device_of
 from robustkit.core.errors import UserError
 from robustkit.core.registry import hint
 from robustkit.core.rng import derive, whole
 from robustkit.core.spec import evolve
 from robustkit.core.strategy import Measure, Outcomes, Slice, Subject, ThreatModel
-from robustkit.core.world import World
 from robustkit.evaluation.attacked import PGD_20, Attacked
 from robustkit.evaluation.clean import Clean
-from robustkit.evaluation.evaluate import PROBE, check_model, fixed_part, judge_slices, rows_of
-from robustkit.evaluation.logits import is_right, judging
+from robustkit.evaluation.evaluate import fixed_part, judge_slices, opened, rows_of
+from robustkit.evaluation.logits import is_right
 from robustkit.evaluation.results import Result, wilson
 from robustkit.evaluation.sources import check_labels, source_of
 from robustkit.threats.linf import Linf
@@ -167,7 +165,10 @@ def by_class(
 ) -> dict[str, tuple[ClassAccuracy, ...]]:
     """Accuracy on each class, clean and attacked: by the measures' keys. Arguments as of `curve`."""
     source = source_of(images, labels)
-    _, every_label = source.rows(torch.arange(len(source))) if labels is None else (None, torch.as_tensor(labels))
+    if labels is None:  # a slice of images at a time: only their labels are kept
+        every_label = torch.cat([source.rows(rows)[1] for rows in torch.split(torch.arange(len(source)), batch_size)])
+    else:
+        every_label = torch.as_tensor(labels)
     with _judge(model, images, labels, device=device, limit=limit, batch_size=batch_size, seed=seed) as judge:
         results = [judge(Clean(images=attack.images), threat or Linf()), judge(attack, threat or Linf())]
     return {result.key: per_class(result, every_label, names) for result in results}
@@ -248,29 +249,13 @@ def _judge(
 ) -> Iterator[Callable[[Measure, ThreatModel], Result]]:
     """Takes measures through a test set in any ball, as `evaluate` does."""
     source = source_of(images, labels)
-    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    where = home if device is None else device_of(device)
-    x, y = source.rows(torch.arange(min(PROBE, len(source))))
-    try:
-        model.to(where)
-        with judging(model, Linf(), x.to(where)) as subject:
-            classes = check_model(subject, x.to(where))
-            check_labels(y, len(y), classes)
-            world = World(
-                samples=len(source),
-                training=len(source),
-                classes=classes,
-                image_shape=(x.shape[1], x.shape[2], x.shape[3]),
-                device=where,
-            )
+    with opened(model, source, Linf(), device) as (subject, world):
 
-            def judge(measure: Measure, threat: ThreatModel) -> Result:
-                there = attrs.evolve(subject, threat=threat)
-                rows = rows_of(measure, limit, len(source))
-                result = judge_slices(measure, there, source, rows, world, seed=seed, batch_size=batch_size)
-                assert result is not None  # nobody stops it
-                return result
+        def judge(measure: Measure, threat: ThreatModel) -> Result:
+            there = attrs.evolve(subject, threat=threat)
+            rows = rows_of(measure, limit, len(source))
+            result = judge_slices(measure, there, source, rows, world, seed=seed, batch_size=batch_size)
+            assert result is not None  # nobody stops it
+            return result
 
-            yield judge
-    finally:
-        model.to(home)
+        yield judge

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,64 +119,87 @@ def evaluate(
         if keys.count(key) > 1:
             raise SpecError(f"two measures report as '{key}'", place="measures", remedy="give one of them another key")
     source = source_of(images, labels)
-    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    where = home if device is None else device_of(device)
     bounds = [bound for bound in (limit, suite.images) if bound is not None]
-    try:
-        if where != home:
-            model.to(where)
-        x, y = source.rows(torch.arange(min(PROBE, len(source))))
-        with judging(model, threat, x.to(where), exact=exact) as subject:
-            classes = check_model(subject, x.to(where))
-            check_labels(y, len(y), classes)
-            world = World(
-                samples=len(source),
-                training=len(source),
-                classes=classes,
-                image_shape=(x.shape[1], x.shape[2], x.shape[3]),
-                device=where,
-                rank=dist.get_rank() if shared and dist.is_initialized() else 0,
-                size=dist.get_world_size() if shared and dist.is_initialized() else 1,
+    with opened(model, source, threat, device, exact=exact, shared=shared) as (subject, world):
+        weights = "" if folder is None else digest_of_weights(model)
+        rows = rows_of(Clean(), min(bounds, default=None), len(source))
+        looked: tuple[Finding, ...] = ()
+        if preflight:
+            looked = try_out(
+                model,
+                images,
+                labels,
+                threat=threat,
+                measures=suite.measures,
+                test_images=len(rows),
+                batch_size=batch_size,
             )
-            weights = "" if folder is None else digest_of_weights(model)
-            rows = rows_of(Clean(), min(bounds, default=None), len(source))
-            looked: tuple[Finding, ...] = ()
-            if preflight:
-                looked = try_out(
-                    model,
-                    images,
-                    labels,
-                    threat=threat,
-                    measures=suite.measures,
-                    test_images=len(rows),
-                    batch_size=batch_size,
-                )
-            found = {}
-            for measure in suite.measures:
-                rows = rows_of(measure, min(bounds, default=None), len(source))
-                ledger = ledger_of(folder, weights, measure, threat, rows, batch_size, seed, exact, world)
-                result = judge_slices(
-                    measure,
-                    subject,
-                    source,
-                    rows,
-                    world,
-                    seed=seed,
-                    batch_size=batch_size,
-                    ledger=ledger,
-                    watch=watch,
-                    should_stop=should_stop,
-                )
-                if result is None:
-                    break
-                found[measure.key] = result
-            path = str(subject.logits.path)
-    finally:
-        if where != home:
-            model.to(home)
+        found = {}
+        for measure in suite.measures:
+            rows = rows_of(measure, min(bounds, default=None), len(source))
+            ledger = ledger_of(folder, weights, measure, threat, rows, batch_size, seed, exact, world)
+            result = judge_slices(
+                measure,
+                subject,
+                source,
+                rows,
+                world,
+                seed=seed,
+                batch_size=batch_size,
+                ledger=ledger,
+                watch=watch,
+                should_stop=should_stop,
+            )
+            if result is None:
+                break
+            found[measure.key] = result
+        path = str(subject.logits.path)
     notes = [Finding(check=key, verdict="warning", evidence=n) for key, result in found.items() for n in result.notes]
     suspicious = [finding for finding in looked if finding.verdict in ("failure", "warning")]
     return Results(found, threat, seed, path, (*suspicious, *notes))
+
+
+@contextmanager
+def opened(
+    model: nn.Module,
+    source: Source,
+    threat: ThreatModel,
+    device: torch.device | str | None,
+    *,
+    exact: bool = False,
+    shared: bool = False,
+) -> Iterator[tuple[Subject, World]]:
+    """The model as measures see it, tried on a few of its images, and the world it is judged in; then as it was.
+
+    Raises:
+        DataError: what it returns are not logits, or the labels are not for them.
+        UserError: there is no such device.
+    """
+    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    where = home if device is None else device_of(device)
+    several = shared and dist.is_initialized()
+    x, y = source.rows(torch.arange(min(PROBE, len(source))))
+    try:
+        if where != home:
+            model.to(where)
+        with judging(model, threat, x.to(where), exact=exact) as subject:
+            classes = check_model(subject, x.to(where))
+            check_labels(y, len(y), classes)
+            yield (
+                subject,
+                World(
+                    samples=len(source),
+                    training=len(source),
+                    classes=classes,
+                    image_shape=(x.shape[1], x.shape[2], x.shape[3]),
+                    device=where,
+                    rank=dist.get_rank() if several else 0,
+                    size=dist.get_world_size() if several else 1,
+                ),
+            )
+    finally:
+        if where != home:
+            model.to(home)
 
 
 def rows_of(measure: Measure, limit: int | None, total: int) -> Tensor:

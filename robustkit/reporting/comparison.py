@@ -15,7 +15,7 @@ from robustkit.evaluation import statistics
 from robustkit.evaluation.statistics import LEVEL, Interval, Spread
 from robustkit.folder import read_outcomes, read_results
 from robustkit.reporting import formats
-from robustkit.reporting.tables import ORDER, columns, plain_table, print_results
+from robustkit.reporting.tables import columns, plain_table, position, print_results
 from robustkit.runs import recipe_of
 
 ABSENT = "-"
@@ -207,11 +207,6 @@ def _common(runs: Sequence[Item]) -> Iterator[tuple[str, str]]:
 
 def in_order(keys: set[str]) -> list[str]:
     """Keys as tables show them."""
-
-    def position(key: str) -> tuple[str, int, str]:
-        suite, _, name = key.rpartition("/")
-        return suite, ORDER.index(name) if name in ORDER else len(ORDER), name
-
     return sorted(keys, key=position)
 
 

@@ -53,7 +53,7 @@ def results_table(shown: Sequence[Column], *, title: str = "") -> Table:
         table.add_column("\ns", justify="right", style="dim")
     entries = [entry for column in shown for entry in column.results.values()]
     most = max((entry["n"] for entry in entries), default=0)
-    for key in sorted({key for column in shown for key in column.results}, key=_position):
+    for key in sorted({key for column in shown for key in column.results}, key=position):
         found = [column.results.get(key) for column in shown]
         cells = [cell for entry in found for cell in _cells(entry)]
         table.add_row(key, _images([entry["n"] for entry in found if entry], most), *cells)
@@ -71,7 +71,7 @@ def stacked_table(shown: Sequence[Column], *, title: str = "") -> Table:
     most = max((entry["n"] for column in shown for entry in column.results.values()), default=0)
     for column in shown:
         names = [f"{column.model}, {column.checkpoint}"]
-        for key in sorted(column.results, key=_position):
+        for key in sorted(column.results, key=position):
             entry = column.results[key]
             table.add_row(names.pop() if names else "", key, _images([entry["n"]], most), *_cells(entry))
         table.add_section()
@@ -84,7 +84,7 @@ def notes(shown: Sequence[Column]) -> Iterator[str]:
         where = f"{column.model}, {column.checkpoint}"
         if column.checkpoint == "last = best":
             yield f"{column.model}: the best checkpoint is the last one, evaluated once."
-        for key in sorted(column.results, key=_position):
+        for key in sorted(column.results, key=position):
             entry = column.results[key]
             if entry.get("breakdown"):
                 parts = ", ".join(f"{name} {formats.percent(share)}" for name, share in entry["breakdown"].items())
@@ -119,6 +119,7 @@ def _images(counts: Sequence[int], most: int) -> str:
     return " / ".join(f"{count}" if count == most else f"{count} of {most}" for count in sorted(set(counts)))
 
 
-def _position(key: str) -> tuple[str, int, str]:
+def position(key: str) -> tuple[str, int, str]:
+    """Where a measure stands among others: by its suite, then in `ORDER`, then by name."""
     suite, _, name = key.rpartition("/")
     return suite, ORDER.index(name) if name in ORDER else len(ORDER), name
