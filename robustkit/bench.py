@@ -17,20 +17,21 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from robustkit.core import loop
 from robustkit.core.batch import Passes
 from robustkit.core.loop import step_passes, train_step
-from robustkit.core.order import epoch_order
-from robustkit.core.parts import Parts
+from robustkit.core.parts import Parts, forward_operations
 from robustkit.core.recipe import Recipe
 from robustkit.core.spec import evolve
 from robustkit.engine import Predictor
+from robustkit.engine.memory import keeping_memory
 from robustkit.runs import load_parts, make_world
 
 WARM_UP = 1
 """Steps of each kind that are not counted: memory is fetched, kernels are chosen."""
+RECORDING = 2
+"""More of them, where attacks are recorded: one that shows that it comes again, one that is recorded."""
 CEILING_SIZE = 2048
 """Of the square matrices whose product says what the machine can do."""
 
@@ -81,25 +82,31 @@ def bench(
     Raises:
         UserError: the data are missing, or there is no such device.
     """
-    tell = watch or (lambda text: None)
+    with keeping_memory():
+        return _bench(recipe, device, windows, steps, plain, watch or (lambda text: None))
+
+
+def _bench(recipe: Recipe, device: str | None, windows: int, steps: int, plain: bool, tell: Watch) -> Bench:
     world = make_world(recipe, device)
     ours = load_parts(recipe, world)
     usual = _plain_parts(recipe, ours) if plain else None
-    order = epoch_order(ours.rows, recipe.seed, 0)
+    order = ours.order(0)
     batch = order[: min(recipe.batch_size, len(order))]
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(world.device)
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP if ours.graphs is None else WARM_UP + RECORDING):
         tell("warming up")
-        train_step(ours, batch)
+        _timed(ours, batch, 1)
     memory = _peak_memory(world.device)
     if usual is not None:
         with _as_usual():
             for _ in range(WARM_UP):
-                train_step(usual, batch)
+                _timed(usual, batch, 1)
     fast, slow = [], []
     for window in range(windows):
         tell(f"window {window + 1} of {windows}")
+        if usual is not None:
+            _timed(ours, batch, 1)  # memory has been given back
         fast.append(_timed(ours, batch, steps))
         if usual is not None:
             with _as_usual():
@@ -107,15 +114,14 @@ def bench(
     tell("where the time goes")
     split = _split(ours, batch)
     passes = step_passes(recipe, ours.progress)
-    flops = _flops(ours, batch) * passes.units
+    flops = forward_operations(ours.model, ours.world) * len(batch) * passes.units
     seconds = statistics.median(fast)
     plain_seconds = statistics.median(slow) if slow else None
     ratios = [usually / quickly for quickly, usually in zip(fast, slow, strict=False)]
     tell("what the machine can do")
-    folded = 0 if ours.folding is None else ours.folding.folded
     return Bench(
         device=str(world.device),
-        path=f"attack {recipe.precision.attack}, outer {recipe.precision.outer}, channels-last, {folded} norms folded",
+        path=ours.path,
         batch_size=len(batch),
         windows=windows,
         seconds=seconds,
@@ -125,7 +131,7 @@ def bench(
         units=passes.units,
         flops=flops,
         flops_per_second=flops / seconds,
-        ceiling=_ceiling(world.device, recipe.precision.attack),
+        ceiling=_ceiling(world.device, ours.precision.attack),
         memory=memory,
         split=split,
         plain_seconds=plain_seconds,
@@ -138,13 +144,16 @@ def _plain_parts(recipe: Recipe, ours: Parts) -> Parts:
     precision = evolve(recipe.precision, attack="fp32", outer="fp32")
     usual = load_parts(evolve(recipe, precision=precision), ours.world)
     usual.model.to(memory_format=torch.contiguous_format)
-    usual.folding = None
+    usual.folding = usual.graphs = None
     return usual
 
 
 @contextmanager
 def _as_usual() -> Iterator[None]:
-    """Inside, attacks call `backward()`, as if weights had asked for their gradients, and images are NCHW."""
+    """Inside, attacks call `backward()`, as if weights had asked for their gradients, and images are NCHW.
+
+    Memory is treated as usual, too.
+    """
     grad, layout = torch.autograd.grad, Predictor.layout
 
     def backward(outputs: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
@@ -157,7 +166,8 @@ def _as_usual() -> Iterator[None]:
 
     torch.autograd.grad, Predictor.layout = backward, torch.contiguous_format
     try:
-        yield
+        with keeping_memory(False):
+            yield
     finally:
         torch.autograd.grad, Predictor.layout = grad, layout
 
@@ -217,15 +227,6 @@ class _Watched:
         if name == "at":
             return lambda progress: _Watched(found(progress), self._part, self._timed)
         return self._timed(self._part, found) if name == "prepare" else found
-
-
-def _flops(parts: Parts, batch: Tensor) -> float:
-    """Floating-point operations of one forward of the batch (a multiplication and an addition count as two)."""
-    channels, height, width = parts.world.image_shape
-    image = torch.zeros(1, channels, height, width, device=parts.world.device)
-    with parts.model.using("eval"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        parts.model(image)
-    return float(counter.get_total_flops() * len(batch))
 
 
 def _ceiling(device: torch.device, precision: str) -> float:

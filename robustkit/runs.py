@@ -26,10 +26,11 @@ from robustkit.core.device import device_of
 from robustkit.core.errors import CheckpointError, RecipeError, RegistryError, UserError
 from robustkit.core.loop import Display, train
 from robustkit.core.parts import Parts, Totals, assemble
-from robustkit.core.recipe import Recipe, Suite, load_recipe, result_key
+from robustkit.core.recipe import Precision, Recipe, Suite, execute, load_recipe, rehearsed, result_key
 from robustkit.core.registry import registry
 from robustkit.core.spec import digest, evolve, flatten, from_json, to_json
 from robustkit.core.world import World
+from robustkit.engine.memory import keeping_memory
 from robustkit.folder import (
     new_folder,
     note,
@@ -79,7 +80,10 @@ class Silent:
 
 @attrs.frozen
 class Outcome:
-    """How a run ended. `stopped`: "" (all is done), "steps", "time" or "interrupt"."""
+    """How a run ended. `stopped`: "" (all is done), "steps", "time" or "interrupt".
+
+    "collapse": all is done, but training ended where robustness collapsed (see `Validation.on_collapse`).
+    """
 
     folder: Path
     stopped: str
@@ -183,7 +187,7 @@ def evaluate_run(
     parts = load_parts(recipe, make_world(recipe, device))
     facts = restore(parts, folder / "checkpoints" / "last.safetensors", weights_only=True)
     parts.step, parts.best = int(facts["step"]), dict(facts["best"])
-    finished = parts.step >= recipe.epochs * parts.steps_per_epoch
+    finished = parts.finished
     kept = finished and limit is None
     if not kept:
         reason = f"limited to {limit} test images" if finished else f"training stands at step {parts.step}"
@@ -233,7 +237,7 @@ def recipe_of(folder: Path) -> Recipe:
         if not isinstance(error.__cause__, RegistryError):
             raise
         # Strategies may be defined in the recipe's own file: run the folder's copy, which registers them.
-        load_recipe(folder / "recipe.py")
+        execute(folder / "recipe.py")
         return load_recipe(folder / "recipe.json")
 
 
@@ -290,6 +294,8 @@ def restore(parts: Parts, path: Path, *, weights_only: bool = False) -> dict[str
         else:
             parts.load(tensors)
             parts.step, parts.best = int(facts["step"]), dict(facts["best"])
+            if "precision" in facts:
+                parts.precision = from_json(Precision, facts["precision"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"does not fit the recipe: {str(error).splitlines()[0]}", place=str(path)) from error
     return facts
@@ -310,14 +316,16 @@ def _go_on(
         try:
             stopped = _train_and_judge(folder, recipe, world, limits, display, preflight)
             control = None
-            if not stopped and recipe.control is not None:
+            if stopped in ("", "collapse") and recipe.control is not None:
                 if world.rank == 0 and not (folder / "control" / "recipe.json").is_file():
                     (folder / "control").mkdir(exist_ok=True)
                     write_facts(folder / "control", recipe.control, None, (), world)
                 world.barrier()
                 display.say("Control: " + _describe(recipe.control))
                 beside = attrs.evolve(world, seed=recipe.control.seed)
-                stopped = _train_and_judge(folder / "control", recipe.control, beside, limits, display, preflight)
+                stopped = (
+                    _train_and_judge(folder / "control", recipe.control, beside, limits, display, preflight) or stopped
+                )
                 control = read_results(folder / "control")
         finally:
             display.end()
@@ -334,17 +342,22 @@ def _train_and_judge(
     lines = 0
     if last.is_file():
         before = noted(folder, "path")
-        if before not in (None, _path(parts)):
-            display.say(f"Attacks are computed in another way than before: {_path(parts)}, not {before}")
         lines = int(restore(parts, last)["metrics"])
+        if before not in (None, parts.path):
+            display.say(f"Passes are computed in another way than before: {parts.path}; before: {before}")
         if world.rank == 0:
             kept = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
             checkpoint.write_text(metrics, "".join(kept[:lines]))
+        if parts.step < recipe.epochs * parts.steps_per_epoch:
+            _ready(parts)
     else:
+        loaded = _ready(parts)
+        for name, text in loaded.items():
+            display.say(f"{name.capitalize()}: {text}")
         if preflight:
             _preflight(parts, display)
         if world.rank == 0:
-            note(folder, data=parts.data.copy, path=_path(parts))
+            note(folder, data=parts.data.copy, path=parts.path, **loaded)
     display.begin(recipe, folder, parts)
 
     def save(name: str) -> None:
@@ -357,6 +370,7 @@ def _train_and_judge(
                 "step": parts.step,
                 "epoch": parts.progress.epoch,
                 "best": parts.best,
+                "precision": to_json(parts.precision),
                 "metrics": lines,
                 "version": robustkit.__version__,
                 "classes": list(parts.data.classes),  # with these, `load` needs no data
@@ -373,24 +387,25 @@ def _train_and_judge(
 
     if not last.is_file():
         save("last")
-    finished = train(
-        parts,
-        display=display,
-        save=save,
-        record=record,
-        should_stop=lambda parts: bool(limits.reason(parts)),
-        should_save=limits.should_save,
-    )
+    with keeping_memory():
+        finished = train(
+            parts,
+            display=display,
+            save=save,
+            record=record,
+            should_stop=lambda parts: bool(limits.reason(parts)),
+            should_save=limits.should_save,
+        )
     reason = _agreed(limits.reason(parts), world)
     if not finished and not (limits.rehearsal and reason == "steps"):
         return reason
-    return _judge(folder, parts, limits, display)
+    return _judge(folder, parts, limits, display) or ("collapse" if parts.collapsed else "")
 
 
-def _path(parts: Parts) -> str:
-    """How images are forwarded in training, in words."""
-    count = 0 if parts.folding is None else parts.folding.folded
-    return f"eager, channels-last, {count} batch normalisations folded in eval mode"
+def _ready(parts: Parts) -> dict[str, str]:
+    """Has strategies load what training needs besides data (a helper's weights); says in words what that is."""
+    ready = [part.ready() for part in parts.strategies.values() if hasattr(part, "ready")]
+    return {name: text for found in ready for name, text in found.items() if text}
 
 
 def _preflight(parts: Parts, display: RunDisplay) -> None:
@@ -525,7 +540,8 @@ def judge(
 def smoke(recipe: Recipe) -> Recipe:
     """The recipe on a handful of random images of its own shape: every part runs, nothing is learnt.
 
-    Measures that take minutes on any network (AutoAttack) are left out; the others see two images.
+    Measures that take minutes on any network (AutoAttack) are left out; the others see two images. Trained networks
+    that it would load are untrained ones instead.
     """
     shape, classes = recipe.data.facts
     (channels, height, width), classes = shape or (3, 32, 32), classes or 10
@@ -543,7 +559,7 @@ def smoke(recipe: Recipe) -> Recipe:
         for suite in recipe.evaluation
     )
     return evolve(
-        recipe,
+        rehearsed(recipe),
         data=data,
         batch_size=4,
         accumulate=min(2, recipe.accumulate),

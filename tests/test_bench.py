@@ -36,7 +36,7 @@ def test_parts_add_up() -> None:
     # conv 3x3 1->32 at 8x8, 32->64 at 4x4, 64->64 at 2x2, linear 64->4: multiply-adds of one image, times two
     assert found.flops == 2 * 9 * (32 * 64 + 32 * 64 * 16 + 64 * 64 * 4) * 16 * found.units + 2 * 256 * 16 * found.units
     assert found.ratio_to_plain is not None and found.plain_seconds is not None and found.memory > 0
-    assert "3 norms folded" in found.path and "window 3 of 3" in told
+    assert "3 batch normalisations folded" in found.path and "window 3 of 3" in told
 
 
 def test_the_usual_script_takes_the_same_steps() -> None:

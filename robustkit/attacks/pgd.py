@@ -14,7 +14,7 @@ from robustkit.core.recipe import Recipe
 from robustkit.core.registry import registry
 from robustkit.core.rng import Generator
 from robustkit.core.spec import setting, spec
-from robustkit.core.strategy import Objective, Predict, Reference, ThreatModel
+from robustkit.core.strategy import Objective, Predict, Reference, Repeating, ThreatModel
 from robustkit.objectives.cross_entropy import CrossEntropyObjective
 
 
@@ -76,16 +76,26 @@ class PGD:
                 if self.objective.needs_reference:
                     with torch.no_grad():
                         reference = Reference(natural=predict(x))
-            result = climb(
-                lambda images: self.objective(predict(images), y, reference),
-                self._start(x, budget, threat, generator),
-                x,
-                threat=threat,
-                epsilon=budget.epsilon,
-                step_size=self._step_size(budget),
-                steps=steps,
-                steps_per_image=budget.steps,
-            )
+
+            def ascend(
+                start: Tensor, x: Tensor, y: Tensor, reference: Reference, budget: Budget, step_size: Tensor
+            ) -> Tensor:
+                return climb(
+                    lambda images: self.objective(predict(images), y, reference),
+                    start,
+                    x,
+                    threat=threat,
+                    epsilon=budget.epsilon,
+                    step_size=step_size,
+                    steps=steps,
+                    steps_per_image=budget.steps,
+                )
+
+            found = (self._start(x, budget, threat, generator), x, y, reference, budget, self._step_size(budget))
+            if isinstance(predict, Repeating):
+                result = predict.repeatedly(("pgd", self, threat), ascend, found)
+            else:
+                result = ascend(*found)
         if self.final_epsilon is not None:
             result = threat.project(result, x, budget.epsilon.clamp_max(self.final_epsilon))
         elif not steps:  # no step has brought the start into the ball and the box

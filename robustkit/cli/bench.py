@@ -20,7 +20,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of attack and outer passes")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="of attack and outer passes")
     parser.add_argument("--windows", type=count, default=3, metavar="N", help="timed windows; the median is reported")
     parser.add_argument("--steps", type=count, default=1, metavar="N", help="steps in a window")
     parser.add_argument("--no-plain", action="store_true", help="leave out the usual script")

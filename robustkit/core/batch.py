@@ -41,7 +41,8 @@ class Output(NamedTuple):
 class Prepared(NamedTuple):
     """What an outer loss wants forwarded, decided once per step before the pure pass."""
 
-    views: dict[str, Tensor]  # name -> images; the same tensor under two names is forwarded once
+    # name -> images; the same tensor under two names is forwarded once, one that requires a gradient in float32
+    views: dict[str, Tensor]
     extras: dict[str, Tensor] = {}
     shares: dict[str, float] = {}  # each view's share of the head's penalty; missing: equal shares
     joint: bool = False  # one concatenated forward (shared batch statistics) instead of one each

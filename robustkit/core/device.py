@@ -20,3 +20,15 @@ def device_of(name: str | torch.device) -> torch.device:
         fault = f"cannot be used: {str(error).splitlines()[0]}"
         raise UserError(fault, place=f"device '{name}'", remedy="e.g. --device cpu") from error
     return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware, and so faster than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+    return torch.cpu._is_avx512_bf16_supported()  # torch 2.11

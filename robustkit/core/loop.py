@@ -11,18 +11,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from robustkit.core.batch import Batch, Budget, Mode, Output, Part, Passes, Prepared, Progress
+from robustkit.core.collapse import Seen, collapsed
 from robustkit.core.order import epoch_order, micro_parts
 from robustkit.core.parts import Parts, Totals, fold_backbone
 from robustkit.core.recipe import Recipe
+from robustkit.core.registry import registry
 from robustkit.core.rng import derive, whole
 from robustkit.core.strategy import Attack, Record, Scene
 from robustkit.core.world import World
+from robustkit.data.ahead import Ahead
 from robustkit.data.loader import make_batch
 from robustkit.engine import GlobalStatistics, Predictor
 
@@ -59,7 +63,8 @@ def train_step(parts: Parts, rows: Tensor) -> None:
     parts.optimizer.zero_grad()
     parts.model.train()
     pieces = micro_parts(len(rows), world.rank, world.size, recipe.accumulate)
-    with GlobalStatistics() if world.size > 1 else nullcontext():
+    adopting = parts.model.adopting(recipe.model.adopt_first_batch and parts.step == 0)
+    with adopting, GlobalStatistics() if world.size > 1 else nullcontext():
         for part in pieces:
             _work_through(parts, rows[part.start : part.stop], part, progress, last=part is pieces[-1])
     parts.step += 1
@@ -78,7 +83,7 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
     batch = make_batch(
         parts.train, rows, device=world.device, augmentation=recipe.data.augmentation, generator=augmenting
     )
-    predict = Predictor(model, world.device, recipe.precision.attack, parts.folding)
+    predict = Predictor(model, world.device, parts.precision.attack, parts.folding, parts.graphs)
 
     # 1. Look outward: nothing here changes a weight; statistics move only in a pass whose mode is "train".
     _seed_torch(world, progress, part, "outward")
@@ -92,10 +97,10 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
     images = None if target is None else target.prepare(scene, budget, x_adv)
     prepared: Prepared = loss.prepare(scene, budget, x_adv)
     constant: Tensor | None = None
-    if target is not None and (loss.detach_target or images is None):
+    if target is not None and (recipe.loss.detach_target or images is None):
         output = None
         if images is not None:
-            outer = Predictor(model, world.device, recipe.precision.outer, parts.folding)
+            outer = Predictor(model, world.device, parts.precision.outer, parts.folding)
             with torch.no_grad(), outer.using(target.mode) as forward:
                 output = forward(images)
         with torch.no_grad():
@@ -147,7 +152,8 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
 
 
 def _forward(parts: Parts, images: Tensor, y: Tensor | None) -> Output:
-    return Predictor(parts.model, parts.world.device, parts.recipe.precision.outer)(images, y)
+    precision = "fp32" if images.requires_grad else parts.precision.outer  # a gradient is part of the loss: exactly
+    return Predictor(parts.model, parts.world.device, precision)(images, y)
 
 
 def _forward_views(parts: Parts, prepared: Prepared, batch: Batch) -> dict[str, Output]:
@@ -182,7 +188,7 @@ def train(
     should_stop: Callable[[Parts], bool],
     should_save: Callable[[], bool],
 ) -> bool:
-    """Train from where `parts` stands to the end; false if stopped before.
+    """Train from where `parts` stands to the end, or to a collapse that is to end it; false if stopped before.
 
     Args:
         save: writes a checkpoint of that name ("last", "best").
@@ -190,15 +196,18 @@ def train(
         should_stop, should_save: asked after each step; a stop saves first.
     """
     recipe, world = parts.recipe, parts.world
-    order = torch.empty(0, dtype=torch.int64)
-    loaded = -1
+    order_of = lru_cache(maxsize=2)(parts.order)
+
+    def rows(step: int) -> Tensor:
+        epoch, position = divmod(step, parts.steps_per_epoch)
+        return order_of(epoch)[position * recipe.batch_size : (position + 1) * recipe.batch_size]
+
     began, first = time.perf_counter(), parts.step
-    while parts.step < recipe.epochs * parts.steps_per_epoch:
+    while not parts.finished:
         progress = parts.progress
-        if progress.epoch != loaded:
-            order, loaded = epoch_order(parts.rows, recipe.seed, progress.epoch), progress.epoch
-        position = progress.step % parts.steps_per_epoch
-        train_step(parts, order[position * recipe.batch_size : (position + 1) * recipe.batch_size])
+        if parts.step + 1 < progress.total_steps:
+            _fetch_ahead(parts, rows(parts.step + 1))
+        train_step(parts, rows(parts.step))
         display.step(progress, parts.totals)
         stop = world.any(should_stop(parts))
         if parts.step % parts.steps_per_epoch == 0:
@@ -214,8 +223,15 @@ def train(
         elif stop or world.any(should_save()):
             save("last")
         if stop:
-            return parts.step >= recipe.epochs * parts.steps_per_epoch
+            return parts.finished
     return True
+
+
+def _fetch_ahead(parts: Parts, rows: Tensor) -> None:
+    """Begins to fetch the pieces of the batch of `rows` that this process will work through, where that takes time."""
+    if isinstance(parts.train, Ahead):
+        pieces = micro_parts(len(rows), parts.world.rank, parts.world.size, parts.recipe.accumulate)
+        parts.train.expect(rows[part.start : part.stop] for part in pieces)
 
 
 def finish_epoch(parts: Parts, progress: Progress) -> dict[str, Any]:
@@ -239,11 +255,12 @@ def finish_epoch(parts: Parts, progress: Progress) -> dict[str, Any]:
     final = progress.epoch + 1 == recipe.epochs
     if len(parts.validation_rows) and (final or (progress.epoch + 1) % recipe.validation.every == 0):
         settings = recipe.validation
-        held_out = measure(parts, parts.validation_rows, settings.attack)
+        attacks = {} if settings.attack is None else {"robust": settings.attack}
+        held_out = measure(parts, parts.validation_rows, attacks | _single_step(recipe, progress))
         report["validation"] = held_out
-        sample = epoch_order(parts.rows, 0, -1)[: settings.train_images]  # the same in every epoch and run
+        sample = epoch_order(parts.own_rows, 0, -1)[: settings.train_images]  # the same in every epoch and run
         if len(sample):
-            report["training"] = measure(parts, sample, settings.attack)
+            report["training"] = measure(parts, sample, attacks)
         # Robust accuracy decides (natural accuracy where nothing is attacked), the other breaks ties, then the later.
         score = [held_out.get("robust", 0.0), held_out["natural"]]
         if recipe.attack is None:
@@ -251,28 +268,45 @@ def finish_epoch(parts: Parts, progress: Progress) -> dict[str, Any]:
         if score >= parts.best.get("score", [-1.0, -1.0]):
             parts.best = {"epoch": progress.epoch + 1, "score": score}
             report["is best"] = True
+            if "fgsm" in held_out:
+                parts.best["seen"] = Seen(held_out["robust"], held_out["fgsm"])
+        elif "fgsm" in held_out and "seen" in parts.best:
+            now, best = Seen(held_out["robust"], held_out["fgsm"]), Seen(*parts.best["seen"])
+            if collapsed(now, best, len(parts.validation_rows)):
+                report["collapse"] = {"epoch": parts.best["epoch"], **best._asdict()}
+                parts.best = {"collapse": progress.epoch + 1} | parts.best  # the first epoch of it stays
     return report
 
 
-def measure(parts: Parts, rows: Tensor, attack: Attack | None) -> dict[str, float]:
-    """Natural and robust accuracy on training-set rows, without augmentation: shares of all rows, on every process."""
+def _single_step(recipe: Recipe, progress: Progress) -> dict[str, Attack]:
+    """FGSM, where training attacks in a single step: it sees what such training protects against."""
+    attack, validation = recipe.attack, recipe.validation.attack
+    if attack is None or validation is None or attack.passes(progress).input_backward != 1:
+        return {}
+    return {"fgsm": registry("attack").get("rs-fgsm")(noise=0.0, step=1.0, mode="eval")}
+
+
+def measure(parts: Parts, rows: Tensor, attacks: dict[str, Attack]) -> dict[str, float]:
+    """Accuracy on training-set rows without augmentation, "natural" and under each attack, by its name.
+
+    Shares of all rows, the same on every process.
+    """
     recipe, world = parts.recipe, parts.world
     folding = parts.folding if parts.averaged is None else fold_backbone(parts.final, world)
-    predict = Predictor(parts.final, world.device, recipe.precision.attack, folding)
-    right = torch.zeros(2, dtype=torch.float64, device=world.device)
+    predict = Predictor(parts.final, world.device, parts.precision.attack, folding)
+    right = torch.zeros(1 + len(attacks), dtype=torch.float64, device=world.device)
     for number, piece in _pieces(rows, recipe.batch_size):
         if number % world.size != world.rank:
             continue
         batch = make_batch(parts.train, piece, device=world.device, augmentation=None, generator=None)
         with torch.no_grad(), predict.using("eval") as forward:
             right[0] += (forward(batch.x).logits.argmax(dim=1) == batch.y).sum()
-            if attack is not None:
+            for place, attack in enumerate(attacks.values(), start=1):
                 budget = Budget(batch.x.new_full((len(piece),), recipe.threat.epsilon))
                 generator = whole(batch.x, recipe.seed, "validation", number)
                 x_adv = attack(predict, batch.x, batch.y, budget, recipe.threat, generator)
-                right[1] += (forward(x_adv).logits.argmax(dim=1) == batch.y).sum()
-    natural, robust = (world.sum(right) / len(rows)).tolist()
-    return {"natural": natural} if attack is None else {"natural": natural, "robust": robust}
+                right[place] += (forward(x_adv).logits.argmax(dim=1) == batch.y).sum()
+    return dict(zip(("natural", *attacks), (world.sum(right) / len(rows)).tolist(), strict=True))
 
 
 def _pieces(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:

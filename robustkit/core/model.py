@@ -34,6 +34,7 @@ class Model:
     pretrained: bool = False
     patch_size: int | None = setting(default=None, at_least=1)  # for transformers on small images
     batch_norm_momentum: float | None = setting(default=None, above=0, at_most=1)
+    adopt_first_batch: bool = False  # the first step's statistics become the running ones, whatever the momentum
 
     def build(self, head: Head, classes: int, image_shape: tuple[int, int, int], seed: int) -> RobustModel:
         """The network with freshly drawn weights, a function of `seed`.
@@ -117,6 +118,18 @@ class RobustModel(nn.Module):
             self.train(training)
             for norm, was in zip(self._norms, tracking, strict=True):
                 norm.track_running_stats = was
+
+    @contextmanager
+    def adopting(self, wanted: bool = True) -> Iterator[None]:
+        """Inside, running statistics become those of the batch (momentum 1), where that is `wanted`."""
+        momenta = [norm.momentum for norm in self._norms]
+        for norm in self._norms:
+            norm.momentum = 1.0 if wanted else norm.momentum
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(self._norms, momenta, strict=True):
+                norm.momentum = momentum
 
 
 def _create(model: Model, channels: int, size: tuple[int, int]) -> nn.Module:

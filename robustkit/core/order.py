@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import attrs
 import torch
 from torch import Tensor
 
@@ -22,6 +25,37 @@ def batches_per_epoch(samples: int, batch_size: int) -> int:
     """How many batches an epoch has; the last short one counts if it holds at least `SMALLEST_BATCH` images."""
     full, rest = divmod(samples, batch_size)
     return full + (rest >= min(SMALLEST_BATCH, batch_size))
+
+
+@attrs.frozen
+class Mixture:
+    """Training images of two sources: rows [0, `own`) are the data set's own, all further ones are synthetic.
+
+    Of each batch of B, int(B (1 - `share`)) are synthetic. Own images are taken without replacement within an epoch,
+    synthetic ones with it; an epoch has as many batches as the own images would fill, those held out for validation
+    included (Rebuffi et al. 2021, as sampled by the code of HAT, which UIAT follows).
+    """
+
+    own: int
+    share: float
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        return math.ceil(self.own / batch_size)
+
+    def epoch_order(self, rows: Tensor, batch_size: int, seed: int, epoch: int) -> Tensor:
+        """(batches x batch_size,): the rows of an epoch, batch after batch, each batch shuffled.
+
+        `rows` (n,) are those trained on, of both sources. Where the own ones run out, synthetic ones stand in.
+        """
+        generator = torch.Generator().manual_seed(derive(seed, "mixture", epoch))
+        shape = self.batches_per_epoch(batch_size), batch_size
+        own = epoch_order(rows[rows < self.own], seed, epoch)
+        synthetic = rows[rows >= self.own]
+        drawn = synthetic[torch.randint(len(synthetic), shape, generator=generator)]
+        leading = drawn[:, : batch_size - int(batch_size * (1 - self.share) + 1e-9)]  # 10 x (1 - 0.9) is 1
+        places = torch.ones_like(leading).nonzero()[: len(own)]  # batch after batch
+        leading[places[:, 0], places[:, 1]] = own[: len(places)]
+        return drawn.gather(1, torch.rand(shape, generator=generator).argsort(dim=1)).flatten()
 
 
 def part_of(total: int, index: int, parts: int, start: int = 0) -> tuple[int, int]:

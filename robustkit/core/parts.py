@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from robustkit.core.batch import Progress
+from robustkit.core.device import has_fast_bfloat16
 from robustkit.core.errors import RecipeError
 from robustkit.core.model import RobustModel
-from robustkit.core.order import batches_per_epoch
-from robustkit.core.recipe import Recipe
+from robustkit.core.order import batches_per_epoch, epoch_order
+from robustkit.core.recipe import Precision, Recipe
+from robustkit.core.spec import evolve
 from robustkit.core.strategy import Record, build
 from robustkit.core.world import World
-from robustkit.data.images import Data, Images, InMemory
+from robustkit.data.ahead import Ahead
+from robustkit.data.images import Data, Images, InMemory, resident
 from robustkit.data.loader import validation_split
 from robustkit.engine.folding import Folding, fold
+from robustkit.engine.graphs import Graphs, graphs_for
 
 RESIDENT_BYTES = 4 << 30
 """Training images of at most so many bytes live on the accelerator."""
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""Modules whose parameters form a group of their own, which an optimiser may leave undecayed."""
+TINY = 10e6
+"""Floating-point operations of an image's forward below which a network is too small for bfloat16 to matter."""
 
 
 class Totals:
@@ -88,22 +98,57 @@ class Parts:
     optimizer: torch.optim.Optimizer
     strategies: dict[str, Any]  # field of the recipe -> runtime
     totals: Totals
+    precision: Precision  # without "auto"
     folding: Folding | None = None  # of the model's backbone, for passes in eval mode
+    graphs: Graphs | None = None  # recorded attacks
     step: int = 0  # optimiser steps done
-    best: dict[str, Any] = attrs.field(factory=dict)  # epoch and accuracy of the best checkpoint
+    best: dict[str, Any] = attrs.field(factory=dict)  # epoch and score of the best checkpoint, of a collapse since
 
     @property
     def steps_per_epoch(self) -> int:
+        if self.data.mixture is not None:
+            return self.data.mixture.batches_per_epoch(self.recipe.batch_size)
         return batches_per_epoch(len(self.rows), self.recipe.batch_size)
+
+    @property
+    def own_rows(self) -> Tensor:
+        """Those of `rows` that are no synthetic images."""
+        return self.rows if self.data.mixture is None else self.rows[self.rows < self.data.mixture.own]
+
+    def order(self, epoch: int) -> Tensor:
+        """The rows of an epoch, batch after batch: a function of (seed, epoch)."""
+        if self.data.mixture is not None:
+            return self.data.mixture.epoch_order(self.rows, self.recipe.batch_size, self.recipe.seed, epoch)
+        return epoch_order(self.rows, self.recipe.seed, epoch)
 
     @property
     def progress(self) -> Progress:
         return Progress.at(self.step, self.recipe.epochs, self.steps_per_epoch)
 
     @property
+    def collapsed(self) -> bool:
+        """Whether training has ended because robustness collapsed."""
+        return self.recipe.validation.on_collapse == "stop" and "collapse" in self.best
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has come to its end."""
+        return self.collapsed or self.step >= self.recipe.epochs * self.steps_per_epoch
+
+    @property
     def final(self) -> RobustModel:
         """The weights that are validated, kept and evaluated."""
         return self.model if self.averaged is None else self.averaged
+
+    @property
+    def path(self) -> str:
+        """How images are forwarded in training, in words."""
+        folded = 0 if self.folding is None else self.folding.folded
+        recorded = "" if self.graphs is None else self.graphs.path
+        return (
+            f"attack {self.precision.attack}, outer pass {self.precision.outer}, channels-last, "
+            f"{folded} batch normalisations folded in eval mode{recorded and ', ' + recorded}"
+        )
 
     def new_totals(self) -> Totals:
         return Totals(self.recipe.threat.epsilon, self.world.device)
@@ -161,7 +206,9 @@ class Parts:
 
 def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
     """Build a run from its recipe: every weight, perturbation and memory, a function of the recipe's seed."""
-    train_rows, validation_rows = validation_split(len(data.train), recipe.validation.images)
+    own = len(data.train) if data.mixture is None else data.mixture.own
+    train_rows, validation_rows = validation_split(own, recipe.validation.images)
+    train_rows = torch.cat([train_rows, torch.arange(own, len(data.train))])
     if len(train_rows) < recipe.batch_size:
         raise RecipeError(
             f"batches of {recipe.batch_size} are more than the {len(train_rows)} training images",
@@ -169,7 +216,8 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
             remedy=f"at most {len(train_rows)}",
         )
     steps = batches_per_epoch(len(train_rows), recipe.batch_size)
-    smallest = min(recipe.batch_size, len(train_rows) - (steps - 1) * recipe.batch_size)
+    rest = len(train_rows) - (steps - 1) * recipe.batch_size
+    smallest = min(recipe.batch_size, rest) if data.mixture is None else recipe.batch_size
     if world.size > smallest:
         raise RecipeError(
             f"the smallest batch has {smallest} images for {world.size} processes",
@@ -185,15 +233,17 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
         if isinstance(part, nn.Module):
             strategies[name] = part.to(world.device)
     companions = [p for part in strategies.values() if isinstance(part, nn.Module) for p in part.parameters()]
+    norms = {id(p): p for m in model.backbone.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     groups: list[dict[str, Any]] = [
-        {"params": [*model.backbone.parameters(), *companions]},
+        {"params": [*(p for p in model.backbone.parameters() if id(p) not in norms), *companions]},
+        {"params": list(norms.values()), "norm": True},
         {"params": list(model.head.parameters()), **recipe.head.parameter_options()},
     ]
     return Parts(
         recipe=recipe,
         world=world,
         data=data,
-        train=_near(data.train, world.device),
+        train=_at_hand(data.train, world.device),
         rows=train_rows,
         validation_rows=validation_rows,
         model=model,
@@ -201,8 +251,28 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
         optimizer=recipe.optimizer.build([group for group in groups if group["params"]]),
         strategies=strategies,
         totals=Totals(recipe.threat.epsilon, world.device),
+        precision=_settled(recipe.precision, model, world),
         folding=fold_backbone(model, world),
+        graphs=graphs_for(world.device),
     )
+
+
+def _settled(precision: Precision, model: RobustModel, world: World) -> Precision:
+    """What "auto" means for this model here: in all processes what it means in the first."""
+    if "auto" not in (precision.attack, precision.outer):
+        return precision
+    fast = has_fast_bfloat16(world.device) and forward_operations(model, world) >= TINY
+    chosen = world.share("bf16" if fast else "fp32")
+    attack, outer = (chosen if value == "auto" else value for value in (precision.attack, precision.outer))
+    return evolve(precision, attack=attack, outer=outer)
+
+
+def forward_operations(model: RobustModel, world: World) -> float:
+    """Floating-point operations of one image's forward; a multiplication and an addition count as two."""
+    image = torch.zeros(1, *world.image_shape, device=world.device)
+    with model.using("eval"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return float(counter.get_total_flops())
 
 
 def fold_backbone(model: RobustModel, world: World) -> Folding | None:
@@ -213,8 +283,10 @@ def fold_backbone(model: RobustModel, world: World) -> Folding | None:
         return fold(model.backbone, probe.view(2, channels, height, width))
 
 
-def _near(images: Images, device: torch.device) -> Images:
-    """On an accelerator, images that fit in memory live there: batches are then cut out and augmented in place."""
-    if device.type == "cpu" or not isinstance(images, InMemory) or images.pixels.numel() > RESIDENT_BYTES:
+def _at_hand(images: Images, device: torch.device) -> Images:
+    """Images that fit live on an accelerator, where batches are cut out and augmented; others are fetched ahead."""
+    if device.type != "cpu" and len(images) * math.prod(images.shape) <= RESIDENT_BYTES:
+        return resident(images, device)
+    if device.type == "cpu" and isinstance(images, InMemory):
         return images
-    return images.to(device)
+    return Ahead(images, pin=device.type == "cuda")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from robustkit.core.batch import Passes, Progress
 from robustkit.core.errors import RecipeError, UserError
 from robustkit.core.model import Model
 from robustkit.core.registry import hint, registry
-from robustkit.core.spec import from_json, setting, spec, to_json, walk
+from robustkit.core.spec import evolve, from_json, hints, setting, spec, to_json, walk
 from robustkit.core.strategy import (
     Attack,
     Dataset,
@@ -48,20 +49,28 @@ class Validation:
 
     The best checkpoint has the highest robust accuracy here. `train_images` training images are measured likewise, for
     the learning curves. `attack` None measures natural accuracy alone.
+
+    Where training attacks in a single step, FGSM is measured as well, and a collapse that it does not see (see
+    `core.collapse`) is reported; with `on_collapse` "stop" training ends with that epoch.
     """
 
     images: int = setting(default=1024, at_least=0)
     train_images: int = setting(default=512, at_least=0)
     attack: Attack | None = _default("attack", "pgd")
     every: int = setting(default=1, at_least=1)
+    on_collapse: Literal["warn", "stop"] = "warn"
 
 
 @spec
 class Precision:
-    """Arithmetic of the attack and target passes, and of the outer pass. Losses and evaluation are always float32."""
+    """Arithmetic of the attack and target passes, and of the outer pass. Losses and evaluation are always float32.
 
-    attack: Literal["fp32", "bf16"] = "fp32"
-    outer: Literal["fp32", "bf16"] = "fp32"
+    "auto" is "bf16" where the device multiplies it in hardware and the network is not tiny, else "fp32". A run keeps
+    what it began with, wherever it is resumed.
+    """
+
+    attack: Literal["auto", "fp32", "bf16"] = "auto"
+    outer: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 def _standard_measures() -> tuple[Measure, ...]:
@@ -161,6 +170,7 @@ class Recipe:
     def passes(self, progress: Progress) -> dict[str, Passes]:
         """What each part of one step forwards and differentiates, at that point of training."""
         pure = self.loss.passes(progress)
+        outward = self.loss.preparation(progress) if hasattr(self.loss, "preparation") else Passes()
         target = Passes() if self.target is None else self.target.passes(progress)
         if target.forward and not self.loss.detach_target:  # then its forward is part of the pure pass
             target, pure = target + Passes(forward=-1), pure + Passes(forward=1, parameter_backward=1)
@@ -168,7 +178,7 @@ class Recipe:
             "epsilon": self.epsilon.passes(progress),
             "attack": Passes() if self.attack is None else self.attack.passes(progress),
             "target": target,
-            "loss": pure,
+            "loss": outward + pure,
             "weights": self.weights.passes(progress, pure),
         }
 
@@ -188,32 +198,77 @@ def refuse_late_start(start: float, recipe: Recipe, place: str) -> None:
         )
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """The `recipe` that a Python file defines, or that a JSON file holds. Running a Python file executes it.
+def rehearsed(recipe: Recipe) -> Recipe:
+    """The recipe with untrained networks in place of trained ones that its strategies would load."""
+    parts = {name: getattr(recipe, name) for name in hints(Recipe)}
+    changes = {name: part.rehearsed(recipe) for name, part in parts.items() if hasattr(part, "rehearsed")}
+    return evolve(recipe, **changes)
+
+
+def split_address(address: str | Path) -> tuple[Path, str]:
+    """('family.py', 'name') of 'family.py:name'; the name is "" where there is none. A drive's colon names nothing."""
+    file, _, name = str(address).rpartition(":")
+    return (Path(file), name) if file.endswith(".py") else (Path(address), "")
+
+
+def load_recipe(address: str | Path) -> Recipe:
+    """The recipe of a Python file (of one that defines several: FILE.py:NAME), a JSON file, or a run's folder.
+
+    A Python file is executed.
 
     Raises:
-        RecipeError: the file is missing or broken, or defines no recipe; the line says where.
+        RecipeError: the file is missing or broken, or defines no such recipe; the line says where.
     """
-    path = Path(path)
+    path, name = split_address(address)
     if path.is_dir() and (path / "recipe.json").is_file():
         path = path / "recipe.json"
+    if path.suffix == ".json" and path.is_file():
+        return _from_json_file(path)
+    found = load_recipes(path)
+    if name in found:
+        return found[name]
+    names = [known for known in found if known]
+    if not name:
+        remedy = f"name one, as in {path}:{names[0]}; known: {', '.join(names)}"
+        raise RecipeError(f"defines {len(names)} recipes", place=str(path), remedy=remedy)
+    remedy = hint(name, names) if names else f"give {path}: it defines one only"
+    raise RecipeError(f"defines no recipe '{name}'", place=str(path), remedy=remedy)
+
+
+def load_recipes(path: str | Path) -> dict[str, Recipe]:
+    """All that a Python file defines: its `recipe`, under "", then those in its `recipes`, by name.
+
+    Raises:
+        RecipeError: the file is missing or broken, or defines none; the line says where.
+    """
+    path = Path(path)
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path("recipes")
         near = [str(found) for found in sorted(folder.glob("*.py"))]
         raise RecipeError("no such recipe", place=str(path), remedy=hint(str(path), near) if near else "")
-    if path.suffix == ".json":
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise RecipeError(f"not JSON: {error}", place=str(path)) from error
-        try:
-            return from_json(Recipe, data)  # type: ignore[no-any-return]
-        except UserError as error:
-            raise RecipeError(str(error), place=str(path)) from error
-    recipe = getattr(_execute(path), "recipe", None)
-    if not isinstance(recipe, Recipe):
-        raise RecipeError("defines no `recipe`", place=str(path), remedy="end the file with `recipe = Recipe(...)`")
-    return recipe
+    module = execute(path)
+    recipe, family = getattr(module, "recipe", None), getattr(module, "recipes", None)
+    found = {"": recipe} if isinstance(recipe, Recipe) else {}
+    for name, one in family.items() if isinstance(family, dict) else ():
+        if not isinstance(one, Recipe) or not re.fullmatch(r"[\w.-]+", str(name)):
+            fault = f"`recipes` holds {name!r}: {type(one).__name__}"
+            raise RecipeError(fault, place=str(path), remedy="give recipes by name: letters, digits, '-', '.', '_'")
+        found[str(name)] = one
+    if not found:
+        remedy = "end the file with `recipe = Recipe(...)`, or with `recipes = {name: Recipe(...)}`"
+        raise RecipeError("defines no `recipe`", place=str(path), remedy=remedy)
+    return found
+
+
+def _from_json_file(path: Path) -> Recipe:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"not JSON: {error}", place=str(path)) from error
+    try:
+        return from_json(Recipe, data)  # type: ignore[no-any-return]
+    except UserError as error:
+        raise RecipeError(str(error), place=str(path)) from error
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -221,10 +276,16 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     path.write_text(json.dumps(to_json(recipe), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _execute(path: Path) -> Any:
+def execute(path: Path) -> Any:
+    """The module of a recipe file, executed: strategies that it defines are registered.
+
+    Raises:
+        RecipeError: it fails; the line says where.
+    """
     name = f"robustkit_recipe_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None and module_spec.loader is not None
+    if module_spec is None or module_spec.loader is None:
+        raise RecipeError("is no Python file", place=str(path), remedy="give a recipe's FILE.py")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # annotations of strategies defined in the file are resolved through it
     try:

@@ -2,12 +2,14 @@
 
 A strategy is a spec (see `core.spec`) that answers one question. One without state is its own runtime; one with state
 has `build(world) -> nn.Module`, whose buffers and parameters are saved, restored and equal in every process. Each
-says what it costs (`passes`), and every strategy that forwards images names the mode in which it does.
+says what it costs (`passes`), and every strategy that forwards images names the mode in which it does. One that loads
+a trained network does so in its runtime's `ready() -> {what: in words}`, before training begins, and has
+`rehearsed(recipe)`: itself with an untrained one, for smoke runs and tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -33,6 +35,17 @@ class Predict(Protocol):
 
     def using(self, mode: Mode) -> AbstractContextManager[Predict]:
         """`with predict.using("eval") as predict:` forwards in that mode; the model's own mode returns afterwards."""
+
+
+@runtime_checkable
+class Repeating(Predict, Protocol):
+    """A `predict` that may record what an attack does, and replay it."""
+
+    def repeatedly(self, key: Hashable, function: Callable[..., Tensor], tensors: tuple[Any, ...]) -> Tensor:
+        """`function(*tensors)`, which forwards through this `predict`.
+
+        Whenever `key` is the same it does the same; all that may differ is in `tensors` (tensors, or tuples of them).
+        """
 
 
 @attrs.frozen
@@ -209,7 +222,7 @@ class OuterLoss(Protocol):
         """Whether the target is a constant; otherwise its forward is part of the pure pass."""
 
     def passes(self, progress: Progress) -> Passes:
-        """What one pure pass costs, and what `prepare` forwards."""
+        """What one pure pass costs. One whose `prepare` forwards has `preparation(progress)`, too: what that costs."""
 
 
 class LossRuntime(Protocol):
@@ -267,7 +280,7 @@ class Optimizer(Protocol):
     def lr(self) -> float: ...
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Groups carry `params` and may carry `lr_scale` and `weight_decay`."""
+        """Groups carry `params` and may carry `lr_scale`, `weight_decay`, and `norm` (of normalisations: true)."""
 
 
 @runtime_checkable

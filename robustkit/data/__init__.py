@@ -6,10 +6,15 @@ before any split, so that strategies can remember things about single images. `m
 float32 pixels in [0, 1] on the device; normalisation belongs to the model. The order of rows is decided elsewhere
 (`core.order`), and which of them are held out for validation in `validation_split`. Which images there are is the
 business of `robustkit.datasets`.
+
+Images are in memory (`InMemory`), in a file (`Stored`), or one set after another (`Joined`). Where pixels are not on
+the device already, a thread fetches the next batch while the present one is worked on (`Ahead`).
 """
 
+from robustkit.data.ahead import Ahead
 from robustkit.data.augment import Augmentation
-from robustkit.data.images import Data, Images, InMemory
+from robustkit.data.images import Data, Images, InMemory, Joined
 from robustkit.data.loader import make_batch, validation_split
+from robustkit.data.stored import Stored
 
-__all__ = ["Augmentation", "Data", "Images", "InMemory", "make_batch", "validation_split"]
+__all__ = ["Ahead", "Augmentation", "Data", "Images", "InMemory", "Joined", "Stored", "make_batch", "validation_split"]

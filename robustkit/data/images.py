@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from robustkit.core.errors import DataError
+from robustkit.core.order import Mixture
+
+CHUNK = 4096
+"""Images that are moved to a device at once."""
 
 
 class Images(Protocol):
@@ -68,17 +72,57 @@ class InMemory:
 
 
 @attrs.frozen(eq=False)
+class Joined:
+    """The images of `first`, and after them those of `second`, of the same shape."""
+
+    first: Images
+    second: Images
+    labels: Tensor = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "labels", torch.cat([self.first.labels, self.second.labels]))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.first.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, index: Tensor) -> Tensor:
+        later = index >= len(self.first)
+        pixels = torch.empty(len(index), *self.shape, dtype=torch.uint8)
+        pixels[~later] = self.first.fetch(index[~later]).cpu()
+        pixels[later] = self.second.fetch(index[later] - len(self.first)).cpu()
+        return pixels
+
+
+def resident(images: Images, device: torch.device) -> InMemory:
+    """The same images with all their pixels on `device`, fetched piece by piece; batches are then cut out there."""
+    if isinstance(images, InMemory):
+        return images.to(device)
+    pixels = torch.empty(len(images), *images.shape, dtype=torch.uint8, device=device)
+    for rows in torch.split(torch.arange(len(images)), CHUNK):
+        pixels[int(rows[0]) : int(rows[-1]) + 1] = images.fetch(rows)
+    return InMemory(pixels, images.labels)
+
+
+@attrs.frozen(eq=False)
 class Data:
     """Training and test images, and the K names of the classes. `copy` says in which form published data were found.
 
+    `mixture`: which of the training images are synthetic, and how many of them a batch has; None: there are none.
+
     Raises:
-        DataError: a label is out of range, the two parts differ in image shape, are empty, or are not uint8.
+        DataError: a label is out of range, the two parts differ in image shape, are empty, or are not uint8; or a
+            mixture has images of one source only.
     """
 
     train: Images
     test: Images
     classes: tuple[str, ...]
     copy: str = "the original files"
+    mixture: Mixture | None = None
 
     def __attrs_post_init__(self) -> None:
         for part, images in (("train", self.train), ("test", self.test)):
@@ -97,6 +141,12 @@ class Data:
                 raise DataError(
                     f"images are {sample.dtype}, not uint8", place=f"data.{part}", remedy="scale them to 0..255"
                 )
+        if self.mixture is not None and not 0 < self.mixture.own < len(self.train):
+            raise DataError(
+                f"{self.mixture.own} of {len(self.train)} images are the data set's own: nothing to mix",
+                place="data.train",
+                remedy="leave out the mixture",
+            )
         if self.train.shape != self.test.shape:
             raise DataError(
                 f"training images are {describe(self.train.shape)}, test images {describe(self.test.shape)}",

@@ -40,14 +40,24 @@ class Folding:
         self._pairs = pairs  # (the twin's convolution, the model's convolution, its normalisation)
         self._others = others  # (the twin's module, the model's) of those that share all their tensors
         self.folded = len(pairs)
+        self._made: dict[torch.dtype | None, list[tuple[nn.Parameter, nn.Parameter]]] = {}
         self.refresh()
 
     @torch.no_grad()
     def refresh(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """The twin, with the model's present weights folded, in `dtype` (None: their own)."""
-        for twin, convolution, norm in self._pairs:
-            weight, bias = _folded(convolution, norm, dtype)
-            twin.weight, twin.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+        """The twin, with the model's present weights folded, in `dtype` (None: their own).
+
+        Folded weights stay where they are in memory: recorded attacks read them there.
+        """
+        found = [_folded(convolution, norm, dtype) for _, convolution, norm in self._pairs]
+        made = self._made.get(dtype)
+        if made is None or made[0][0].device != found[0][0].device:
+            made = [(nn.Parameter(weight, False), nn.Parameter(bias, False)) for weight, bias in found]
+            self._made[dtype] = made
+        else:
+            torch._foreach_copy_([tensor for pair in made for tensor in pair], [t for pair in found for t in pair])
+        for (twin, _, _), (weight, bias) in zip(self._pairs, made, strict=True):
+            twin.weight, twin.bias = weight, bias
         for twin, module in self._others:  # who replaces a tensor rather than changing it is followed
             twin._parameters, twin._buffers = module._parameters, module._buffers
         return self.twin

@@ -7,9 +7,9 @@ file; what comes back is float32 in either case.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robustkit.core.batch import Mode, Output
 from robustkit.core.model import RobustModel
 from robustkit.engine.folding import Folding
+from robustkit.engine.graphs import Graphs
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -34,21 +35,33 @@ def float_output(output: Output) -> Output:
 class Predictor:
     """`predict(images) -> Output` over a model, in channels-last layout and the given precision.
 
-    Given a folding of its backbone, it takes that in eval mode: gradients then reach images only.
+    Given a folding of its backbone, it takes that in eval mode: gradients then reach images only. Given graphs, what
+    is done `repeatedly` in eval mode is recorded and replayed.
     """
 
     layout: ClassVar[torch.memory_format] = torch.channels_last
 
     def __init__(
-        self, model: RobustModel, device: torch.device, precision: str = "fp32", folding: Folding | None = None
+        self,
+        model: RobustModel,
+        device: torch.device,
+        precision: str = "fp32",
+        folding: Folding | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
-        self.model, self.device, self.precision, self.folding = model, device, precision, folding
+        self.model, self.device, self.precision, self.folding, self.graphs = model, device, precision, folding, graphs
         self._backbone: nn.Module | None = None
 
     def __call__(self, images: Tensor, y: Tensor | None = None) -> Output:
         """Labels (B,) are for the pure pass alone, where the head may apply its margin."""
         with autocast(self.device, self.precision):
             return float_output(self.model(images.contiguous(memory_format=self.layout), y, self._backbone))
+
+    def repeatedly(self, key: Hashable, function: Callable[..., Tensor], tensors: tuple[Any, ...]) -> Tensor:
+        """`function(*tensors)`, which forwards through here, and does the same whenever `key` is the same."""
+        if self.graphs is None or self.model.training:
+            return function(*tensors)
+        return self.graphs((key, self.precision), function, tensors)
 
     @contextmanager
     def using(self, mode: Mode) -> Iterator[Predictor]:

@@ -13,6 +13,7 @@ from robustkit.core.batch import Output
 from robustkit.core.model import RobustModel
 from robustkit.core.strategy import Subject, ThreatModel
 from robustkit.engine.folding import Folding, close, fold
+from robustkit.engine.memory import keeping_memory
 from robustkit.engine.predictor import ModulePredictor
 
 
@@ -84,6 +85,7 @@ def judging(model: nn.Module, threat: ThreatModel, images: Tensor, *, exact: boo
         stack.enter_context(torch.inference_mode(False))  # attacks differentiate, whatever the caller is in
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(images.device.type, enabled=False))
+        stack.enter_context(keeping_memory(not exact))
         if exact and isinstance(model, RobustModel):  # training keeps ours in another layout than files do
             model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
         stack.enter_context(as_found(model))

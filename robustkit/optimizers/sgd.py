@@ -16,14 +16,15 @@ from robustkit.core.spec import setting, spec
 class SGD:
     """Stochastic gradient descent with momentum; weight decay on all parameters, as the papers' code has it.
 
-    `lr` is the largest rate: the schedule multiplies it. `decay_norm_and_bias` false leaves one-dimensional parameters
-    undecayed.
+    `lr` is the largest rate: the schedule multiplies it. `decay_norm` false leaves the parameters of normalisations
+    undecayed, `decay_norm_and_bias` false all one-dimensional ones.
     """
 
     lr: float = setting(default=0.1, above=0)
     momentum: float = setting(default=0.9, at_least=0, below=1)
     nesterov: bool = False
     weight_decay: float = setting(default=5e-4, at_least=0)
+    decay_norm: bool = True
     decay_norm_and_bias: bool = True
 
     def validate(self) -> None:
@@ -31,14 +32,15 @@ class SGD:
             raise SpecError("needs a momentum", place="SGD.nesterov", remedy="e.g. momentum=0.9")
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        split: list[dict[str, Any]] = []
+        together: dict[tuple[tuple[str, Any], ...], list[Any]] = {}  # parameters by their options
         for group in groups:
-            decay = group.get("weight_decay", self.weight_decay)
-            if self.decay_norm_and_bias:
-                split.append({**group, "weight_decay": decay})
-            else:
-                for flat in (False, True):
-                    chosen = [p for p in group["params"] if (p.ndim <= 1) == flat]
-                    split.append({**group, "params": chosen, "weight_decay": 0.0 if flat else decay})
-        split = [group for group in split if group["params"]]
-        return torch.optim.SGD(split, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+            options = {key: value for key, value in group.items() if key not in ("params", "norm", "weight_decay")}
+            spared = group.get("norm", False) and not self.decay_norm
+            decay = 0.0 if spared else group.get("weight_decay", self.weight_decay)
+            for parameter in group["params"]:
+                flat = parameter.ndim <= 1 and not self.decay_norm_and_bias
+                own = tuple(sorted({**options, "weight_decay": 0.0 if flat else decay}.items()))
+                together.setdefault(own, []).append(parameter)
+        split = [{"params": found, **dict(own)} for own, found in together.items()]
+        fused = all(p.is_cuda for found in together.values() for p in found) or None  # one kernel instead of many
+        return torch.optim.SGD(split, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused)

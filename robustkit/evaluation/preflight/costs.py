@@ -44,7 +44,7 @@ class Pace(NamedTuple):
 def training_pass(parts: Parts, images: Tensor) -> None:
     """One forward, and one backward to the parameters, in training's mode and precision."""
     y = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    predict = Predictor(parts.model, parts.world.device, parts.recipe.precision.outer)
+    predict = Predictor(parts.model, parts.world.device, parts.precision.outer)
     with torch.enable_grad(), parts.model.using("train-frozen"):
         output = predict(images, y)
         loss = F.cross_entropy(output.margined, y) + output.penalty.mean()
@@ -141,14 +141,14 @@ def evaluation_time(case: Case, tasks: Sequence[Task], checkpoints: int = 1) -> 
 def training_time(parts: Parts, x: Tensor) -> Finding:
     """How long training takes: passes of all steps, and of validation."""
     recipe, steps, size = parts.recipe, parts.steps_per_epoch, parts.world.size
-    attacking = Predictor(parts.model, parts.world.device, recipe.precision.attack)
+    attacking = Predictor(parts.model, parts.world.device, parts.precision.attack)
     with torch.no_grad(), attacking.using("eval"):
         pace = pace_of(lambda images: attacking(images).logits, x, recipe.batch_size)
     pure = seconds_per_image(partial(training_pass, parts), x, recipe.batch_size)
     pace = pace._replace(parameter_backward=max(0.0, pure - pace.forward))
     epochs = [Progress.at(epoch * steps, recipe.epochs, steps) for epoch in range(recipe.epochs)]
     costs = [sum(recipe.passes(progress).values(), Passes()) for progress in epochs]
-    in_steps = len(parts.rows) * math.fsum(map(pace.seconds, costs))
+    in_steps = len(parts.order(0)) * math.fsum(map(pace.seconds, costs))
     validation, held_out, once = recipe.validation, len(parts.validation_rows), Passes(forward=1)
     attack = Passes() if validation.attack is None else validation.attack.passes(parts.progress) + once
     images = held_out + min(validation.train_images, len(parts.rows)) if held_out else 0

@@ -1,0 +1,110 @@
+"""An attack recorded once and replayed as a whole.
+
+On a GPU, launching the thousands of kernels of a K-step attack takes longer than running them. A CUDA graph launches
+them all at once. It does exactly what was recorded, on the memory it was recorded on: inputs are copied there first,
+and whoever changes weights must change them in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Function = Callable[..., Tensor]
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+"""Runs a function once, and returns how to run it again, and the tensor that then holds its result."""
+
+RECORDINGS = 4
+"""So many are kept: batches of an epoch have two sizes, radii and steps take few values."""
+
+
+class Graphs:
+    """`graphs(key, function, tensors)` is `function(*tensors)`, replayed where that is possible and gives the same.
+
+    The first call under a key runs plainly, the second records. A recording is taken only if its result equals the
+    plain one bit for bit; `trouble` says why, where one was refused.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.trouble = ""
+        self._record = record
+        self._seen: set[Hashable] = set()
+        self._kept: dict[Hashable, tuple[list[Tensor], Callable[[], None], Tensor] | None] = {}
+
+    def __call__(self, key: Hashable, function: Function, tensors: tuple[Any, ...]) -> Tensor:
+        """Args:
+        key: what `function` does apart from its arguments; equal keys, equal doings.
+        tensors: its arguments, tensors or tuples of them; all that changes from call to call must be among them.
+        """
+        leaves, structure = tree_flatten(tensors)
+        full = (key, str(structure), tuple(_form(leaf) for leaf in leaves))
+        if full not in self._seen:
+            self._seen.add(full)
+            return function(*tensors)
+        if full not in self._kept:
+            if len(self._kept) >= RECORDINGS:
+                return function(*tensors)
+            plain = function(*tensors)
+            self._kept[full] = self._recorded(function, tensors, plain)
+            return plain
+        kept = self._kept[full]
+        if kept is None:
+            return function(*tensors)
+        inputs, replay, result = kept
+        for held, leaf in zip(inputs, _tensors(leaves), strict=True):
+            held.copy_(leaf)
+        replay()
+        return result.clone()
+
+    @property
+    def path(self) -> str:
+        """In words."""
+        return f"attacks not recorded ({self.trouble})" if self.trouble else "attacks recorded"
+
+    def _recorded(
+        self, function: Function, tensors: tuple[Any, ...], plain: Tensor
+    ) -> tuple[list[Tensor], Callable[[], None], Tensor] | None:
+        leaves, structure = tree_flatten(tensors)
+        held = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        arguments = tree_unflatten(held, structure)
+        try:
+            replay, result = self._record(lambda: function(*arguments))
+            replay()
+        except RuntimeError as error:  # something in it waits for the device, or draws random numbers
+            self.trouble = str(error).splitlines()[0]
+            return None
+        if not torch.equal(result, plain):
+            self.trouble = "its result is not the same twice"
+            return None
+        return _tensors(held), replay, result
+
+
+def graphs_for(device: torch.device) -> Graphs | None:
+    """Recordings where the device has them."""
+    return Graphs(_record_cuda) if device.type == "cuda" else None
+
+
+def _record_cuda(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries choose their kernels and take their memory before the recording
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+    return graph.replay, result
+
+
+def _tensors(leaves: list[Any]) -> list[Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _form(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        return (tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device)
+    return leaf  # type: ignore[no-any-return]
