@@ -18,7 +18,7 @@ import torch
 import robustkit
 from robustkit.core import checkpoint
 from robustkit.core.errors import UserError
-from robustkit.core.recipe import Recipe, save_recipe
+from robustkit.core.recipe import Recipe, save_recipe, split_address
 from robustkit.core.spec import digest, to_json
 from robustkit.core.world import World
 
@@ -70,7 +70,7 @@ def new_folder(out: str | Path | None, source: str | Path | None, world: World) 
     """Makes the run's folder; in the default place, the first number that is free. One process makes it for all."""
     made: Path | UserError | None = None
     if world.rank == 0:
-        stem = Path(source).stem if source is not None else "run"
+        stem = _stem(source) if source is not None else "run"
         numbered = (Path("runs", f"{stem}-{number}") for number in itertools.count(1))
         folder = Path(out) if out is not None else next(path for path in numbered if not path.exists())
         try:
@@ -83,6 +83,12 @@ def new_folder(out: str | Path | None, source: str | Path | None, world: World) 
         raise made
     assert made is not None
     return made
+
+
+def _stem(source: str | Path) -> str:
+    """'uiat_table1-cifar10-mart' of 'recipes/uiat_table1.py:cifar10-mart'."""
+    file, name = split_address(source)
+    return f"{file.stem}-{name}" if name else file.stem
 
 
 def _make(folder: Path) -> None:
@@ -103,8 +109,9 @@ def write_facts(
     folder: Path, recipe: Recipe, source: str | Path | None, overrides: tuple[str, ...], world: World
 ) -> None:
     """recipe.py, environment.json, and recipe.json last: with it the folder is a run."""
-    if source is not None and Path(source).suffix == ".py":
-        shutil.copyfile(source, folder / "recipe.py")
+    file = None if source is None else split_address(source)[0]
+    if file is not None and file.suffix == ".py":
+        shutil.copyfile(file, folder / "recipe.py")
     environment = {
         "robustkit": robustkit.__version__,
         "python": platform.python_version(),
@@ -119,7 +126,7 @@ def write_facts(
         "source": None if source is None else str(source),
         "overrides": list(overrides),
         "digest": digest(recipe),
-        "git_commit": _git_commit(Path(source).resolve().parent if source is not None else Path.cwd()),
+        "git_commit": _git_commit(Path.cwd() if file is None else file.resolve().parent),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")

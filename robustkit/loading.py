@@ -19,7 +19,7 @@ from robustkit.core import checkpoint as checkpoints
 from robustkit.core.device import device_of
 from robustkit.core.errors import CheckpointError, RegistryError, UserError
 from robustkit.core.model import Model, RobustModel
-from robustkit.core.recipe import load_recipe
+from robustkit.core.recipe import execute
 from robustkit.core.registry import hint
 from robustkit.core.spec import evolve, from_json
 from robustkit.core.strategy import Dataset, Head
@@ -101,11 +101,15 @@ def build(facts: dict[str, Any], source: Path | None = None) -> RobustModel:
     Raises:
         UserError: its head or backbone is not installed.
     """
-    model, head = _strategies(facts["recipe"], source)
     channels, height, width = facts["image_shape"]
+    return fresh(*_strategies(facts["recipe"], source), len(facts["classes"]), (channels, height, width))
+
+
+def fresh(model: Model, head: Head, classes: int, image_shape: tuple[int, int, int]) -> RobustModel:
+    """An untrained network on the CPU; torch's random state stays as it was."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices):
-        return model.build(head, len(facts["classes"]), (channels, height, width), seed=0)
+    with torch.random.fork_rng(devices):  # not pretrained, or timm would download weights
+        return evolve(model, pretrained=False).build(head, classes, image_shape, seed=0)
 
 
 def _strategies(recipe: dict[str, Any], source: Path | None) -> tuple[Model, Head]:
@@ -115,17 +119,17 @@ def _strategies(recipe: dict[str, Any], source: Path | None) -> tuple[Model, Hea
     except RegistryError:
         if source is None:
             raise
-        load_recipe(source)
+        execute(source)
         return _parsed(recipe)
     if source is not None and not timm.is_model(model.backbone):
-        load_recipe(source)
+        execute(source)
     return model, head
 
 
 def _parsed(recipe: dict[str, Any]) -> tuple[Model, Head]:
     model: Model = from_json(Model, recipe["model"], "model")
     head: Head = from_json(Head, recipe["head"], "head")
-    return evolve(model, pretrained=False), head  # or timm would download weights, to be overwritten
+    return model, head
 
 
 def _read_run(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

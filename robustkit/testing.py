@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from robustkit.core.batch import Batch, Budget, Mode, Output, Part, Passes, Prepared, Progress
 from robustkit.core.model import Model, RobustModel
-from robustkit.core.recipe import Recipe, Validation
+from robustkit.core.recipe import Recipe, Validation, rehearsed
 from robustkit.core.registry import FOLDERS, registry
 from robustkit.core.rng import Generator, derive
 from robustkit.core.spec import digest, evolve, from_json, to_json, walk
@@ -102,7 +102,8 @@ def kind_of(strategy: Any) -> str:
 def tiny_recipe(**parts: Any) -> Recipe:
     """A recipe of small parts with `parts` in place of its own.
 
-    A loss that uses a target gets one; a target gets a loss that uses it; an attack takes two steps if it can.
+    A loss that uses a target gets one; a target gets a loss that uses it; an attack takes two steps if it can. Networks
+    that strategies would load are untrained ones instead.
     """
     if "loss" not in parts and parts.get("target") is not None:
         parts["loss"] = registry("loss").get("align")()
@@ -121,7 +122,7 @@ def tiny_recipe(**parts: Any) -> Recipe:
     }
     if given["loss"].needs_target and "target" not in given:
         given["target"] = registry("target").get("natural")()
-    return Recipe(**given)
+    return rehearsed(Recipe(**given))
 
 
 # The stage: everything a strategy may look at, small.
@@ -762,7 +763,7 @@ def check_loss(loss: OuterLoss) -> None:
     """Named terms, each a mean over the batch with a gradient, from the views that `prepare` names."""
     check_spec(loss)
     who, stage = _name(loss), _Stage.set()
-    runtime = build(loss, stage.world)
+    runtime = build(loss.rehearsed(tiny_recipe()) if hasattr(loss, "rehearsed") else loss, stage.world)
     batch, progress = stage.batch(), stage.progress()
     x_adv, budget = stage.adversarial(batch), Budget(stage.epsilon(batch), weight=torch.ones(BATCH))
     stage.model.train()
@@ -805,6 +806,8 @@ def check_loss(loss: OuterLoss) -> None:
         (gradient,) = torch.autograd.grad(objective, weight)
         assert bool(gradient.isfinite().all()) and bool((gradient != 0).any()), f"{who}: no gradient for the weights"
     declared, counted = loss.passes(progress), count.per_batch(BATCH)
+    if hasattr(loss, "preparation"):
+        declared += loss.preparation(progress)
     if isinstance(runtime, nn.Module) and list(runtime.parameters()):  # a companion's passes cannot be seen here
         assert declared.units >= counted.units, f"{who} declares {declared}, but makes {counted}"
     else:

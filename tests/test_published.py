@@ -191,6 +191,9 @@ def test_a_recipe_under_a_row_s_conditions_finds_it(table: PublishedTable, row: 
         ("uiat_rn18", ["threat.epsilon=12/255"], "uiat-table3", None, "UIAT, 12/255"),
         ("uiat_rn18", ["target.inner.objective.beta=0"], "uiat-table6", None, "UAG + IAM"),
         ("uiat_rn18", ["target=inverse", "target.objective.beta=0"], "uiat-table6", None, "IAT"),
+        ("pgd_at_rn18", ["loss=mart"], "uiat-table1", None, "MART, CIFAR-10"),
+        ("trades_rn18", ["loss=hat", "data=svhn"], "uiat-table1", None, "HAT, SVHN"),
+        ("trades_rn18", ["loss=hat", "threat.epsilon=16/255"], "uiat-table3", None, "HAT, 16/255"),
         ("uiat_rn18", ["target.start=75"], "uiat-table6", None, "UIAT"),
         ("ecas_pgd_at_wrn34", ["epsilon=cyclic-batch"], "ecas-table1", None, "Cyclic (batch)"),
         ("uiat_rn18", [], "uiat-table1", "mart", "MART, CIFAR-10"),
@@ -289,7 +292,10 @@ def test_the_method_that_was_not_run_is_a_deviation(recipe: Any, capsys: pytest.
     assert "target.gamma" not in found  # the part itself says so
     assert len(found) == len({"target", "loss", "data", "checkpoint", "test images of clean", "seeds"})
     assert main(["compare", run, "--paper", "uiat-table1", "--row", "HAT", "--json"]) == 0
-    assert deviations(json.loads(capsys.readouterr().out))["method"] == ("cannot be told from the recipe", "HAT")
+    found = deviations(json.loads(capsys.readouterr().out))
+    assert found["loss"] == ("cross-entropy", "hat") and found["attack.objective"] == ("cross-entropy", "kl")
+    assert main(["compare", run, "--paper", "ecas-table2", "--row", "LAS-AWP", "--json"]) == 0
+    assert deviations(json.loads(capsys.readouterr().out))["method"] == ("cannot be told from the recipe", "LAS-AWP")
 
 
 def test_choices_that_the_paper_does_not_state_are_listed(recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ Cost:       29 forward-units a step, 149 steps an epoch
 Measured:   clean 49.6, PGD-20 32.1, CW 28.9, AutoAttack 27.7 on the JPEG copy, one seed (docs/results.md)
 """
 
-from robustkit import Model, Precision, Recipe, Suite, Validation, px
+from robustkit import Model, Recipe, Suite, Validation, px
 from robustkit.attacks import PGD
 from robustkit.datasets import Cifar10
 from robustkit.epsilons import ECAS
@@ -31,6 +31,5 @@ recipe = Recipe(
     epochs=20,
     batch_size=64,
     validation=Validation(images=512, train_images=256),
-    precision=Precision(attack="bf16", outer="bf16"),
     evaluation=(Suite(measures=(Clean(images=1000), PGD_20, CW, AutoAttack(images=256)), images=1000),),
 )

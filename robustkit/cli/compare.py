@@ -20,7 +20,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", metavar="A", help="a recipe file, a recipe.json, or a run folder")
+    parser.add_argument("first", metavar="A", help="a recipe file (or FILE.py:NAME), a recipe.json, or a run folder")
     parser.add_argument("others", metavar="B", nargs="*", help="what to compare it with")
     parser.add_argument("--paper", metavar="TABLE", help=f"published numbers: {', '.join(tables())}")
     parser.add_argument("--row", metavar="METHOD", help="the table's row, where the recipe does not say which it is")

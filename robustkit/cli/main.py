@@ -11,7 +11,7 @@ import sys
 import traceback
 
 import robustkit
-from robustkit.cli import audit, bench, compare, evaluate, export, listing, resume, run, show
+from robustkit.cli import audit, bench, compare, evaluate, export, listing, report, resume, run, show
 from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_MISTAKE, Parser
 from robustkit.core.errors import UserError
 from robustkit.core.registry import hint
@@ -24,6 +24,7 @@ COMMANDS = {
     "list": listing,
     "show": show,
     "compare": compare,
+    "report": report,
     "export": export,
     "bench": bench,
 }

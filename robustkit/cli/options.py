@@ -27,7 +27,8 @@ class Parser(argparse.ArgumentParser):
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """RECIPE [path=value ...]"""
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, a recipe.json, or a run folder")
+    words = "a recipe file (FILE.py:NAME where it defines several), a recipe.json, or a run folder"
+    parser.add_argument("recipe", metavar="RECIPE", help=words)
     parser.add_argument(
         "overrides", metavar="path=value", nargs="*", default=[], help="changes to its settings, left to right"
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustkit.cli.options import EXIT_INTERRUPT, EXIT_TIME
+from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_TIME
 
 if TYPE_CHECKING:
     from robustkit.runs import Outcome, RunDisplay
@@ -21,6 +21,7 @@ _STOPS = {
     "steps": ("Stopped after the steps that were asked for", 0),
     "time": ("Stopped: the time is over", EXIT_TIME),
     "interrupt": ("Interrupted", EXIT_INTERRUPT),
+    "collapse": ("Training ended early: robustness collapsed (validation.on_collapse=stop)", EXIT_FAILURE),
 }
 
 
@@ -45,9 +46,11 @@ def report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     show_results(outcome, arguments)
     if getattr(arguments, "quiet", False) and not words:
         return code
-    if words:
+    if words and outcome.stopped != "collapse":
         say(f"{words}{_go_on(outcome.folder)}")
         return code
+    if words:  # nothing is left to do, but this is not the end that was wanted
+        say(words)
     figures = sorted(path.name for path in (outcome.folder / "figures").glob("*.png"))
     say(f"Everything is in  {outcome.folder}")
     say(f"Results           {outcome.folder / 'results.json'}")
@@ -59,7 +62,7 @@ def report(outcome: Outcome, arguments: argparse.Namespace) -> int:
 
 
 def exit_code(outcome: Outcome) -> int:
-    """75 out of time, 130 interrupted, else 0."""
+    """75 out of time, 130 interrupted, 1 where robustness collapsed and that was to end training, else 0."""
     return _STOPS[outcome.stopped][1]
 
 

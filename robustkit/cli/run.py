@@ -19,7 +19,7 @@ EXAMPLES = """\
   robustkit run recipes/quickstart.py
   robustkit run recipes/ecas_uiat_wrn34.py threat.epsilon=4/255 target.inner=inverse --out runs/mine
   robustkit run recipes/ecas_uiat_wrn34.py --smoke
-  robustkit run recipes/uiat_rn18.py --precision bf16 --max-time 55m && echo finished"""
+  robustkit run recipes/uiat_table1.py:cifar10-mart --max-time 55m && echo finished"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="try it out: two steps on made-up images, then all the rest; nothing kept without --out",
     )
     parser.add_argument("--no-preflight", action="store_true", help="begin without looking for mistakes first")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of attack and outer passes")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="of attack and outer passes")
     parser.add_argument("--seed", metavar="N", help="same as seed=N")
     add_run_control(parser)
 

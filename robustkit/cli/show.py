@@ -11,7 +11,7 @@ import json
 from robustkit.cli.options import add_json, add_recipe
 
 EXAMPLES = """\
-  robustkit show recipes/ecas_uiat_wrn34.py
+  robustkit show recipes/uiat_table1.py:svhn-trades
   robustkit show recipes/ecas_uiat_wrn34.py threat.epsilon=4/255 target.inner=inverse
   robustkit show runs/quickstart-1 --json"""
 

@@ -9,9 +9,25 @@ from robustkit.core.registry import registry as _registry
 from robustkit.core.strategy import OuterLoss
 from robustkit.losses.align import Align
 from robustkit.losses.cross_entropy import CrossEntropy
+from robustkit.losses.grad_align import GradAlign
+from robustkit.losses.hat import Hat
+from robustkit.losses.helper import Helper, Untrained
+from robustkit.losses.mart import Mart
 from robustkit.losses.mixed import Mixed
 from robustkit.losses.trades import Trades
 
 registry = _registry("loss")
 
-__all__ = ["Align", "CrossEntropy", "Mixed", "OuterLoss", "Trades", "registry"]
+__all__ = [
+    "Align",
+    "CrossEntropy",
+    "GradAlign",
+    "Hat",
+    "Helper",
+    "Mart",
+    "Mixed",
+    "OuterLoss",
+    "Trades",
+    "Untrained",
+    "registry",
+]

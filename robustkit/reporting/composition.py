@@ -43,6 +43,27 @@ class Phase(NamedTuple):
     total: Passes
 
 
+class Overview(NamedTuple):
+    """A recipe in one line; `units` of a step, in each phase of training."""
+
+    recipe: str
+    data: str
+    attack: str
+    target: str
+    loss: str
+    epochs: int
+    units: str
+    digest: str
+
+
+def overview(file: str, name: str, recipe: Recipe) -> Overview:
+    """The line of the recipe that `file` defines under that name ("": the one without)."""
+    data, attack, target, loss = (_name(x) or "none" for x in (recipe.data, recipe.attack, recipe.target, recipe.loss))
+    units = " / ".join(str(phase.total.units) for phase in phases(recipe))
+    address = f"{file}:{name}" if name else file
+    return Overview(address, data, attack, target, loss, recipe.epochs, units, digest(recipe))
+
+
 def rows(recipe: Recipe, before: Recipe) -> Iterator[Row]:
     """Every setting of `recipe`, in the order of its fields; `before` is the recipe without overrides."""
     kind: Any = type(recipe)

@@ -1,0 +1,104 @@
+"""Draw a figure of the UIAT paper (CVPR 2023) from finished runs, and give its data.
+
+What it has to measure is kept in figures.json of the runs: drawing again costs nothing, and a figure that was killed or
+interrupted goes on where it was, with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from robustkit.cli.options import add_device, add_json, count
+from robustkit.cli.outcome import say
+from robustkit.core.errors import UserError
+from robustkit.reporting.paper import FIGURES, figure_named, make
+
+EXAMPLES = """\
+  robustkit report runs/trades_rn18-1 runs/uiat_oneoff_rn18-1 --figure strength --images 1000
+  robustkit report runs/uiat_rn18-1 runs/uiat_rn18-2 runs/uiat_rn18-3 --figure sweep --setting loss.weight
+  robustkit report runs/uiat_oneoff_rn18-1 runs/trades_rn18-1 --figure difference --attack autoattack --out fig5.pdf"""
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    lines = [f"  {name:13}{entry.shows} ({_papers(entry.paper)})" for name, entry in FIGURES.items()]
+    parser.description = f"{parser.description}\nfigures:\n" + "\n".join(lines)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a finished run")
+    parser.add_argument("--figure", metavar="NAME", help="which one: see above")
+    parser.add_argument("--out", metavar="FILE", help=".png, .svg or .pdf (default: figures/NAME.png of the first run)")
+    parser.add_argument("--data", metavar="FILE", help="where to write what the figure shows, as JSON")
+    parser.add_argument(
+        "--images",
+        type=count,
+        metavar="N",
+        help="measure on a fixed part of the test images (default: all); of inverse: show so many (default: 6)",
+    )
+    parser.add_argument(
+        "--attack",
+        choices=("pgd-20", "autoattack"),
+        help="of difference: the paper has autoattack, at some hundred times the cost of pgd-20 (default: pgd-20)",
+    )
+    parser.add_argument("--setting", metavar="PATH", help="of sweep: loss.weight, ... (default: the one that differs)")
+    parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="which one (default: last)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_device(parser)
+    add_json(parser)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    name, options = _wanted(arguments)
+    out = Path(arguments.out or Path(arguments.runs[0], "figures", f"{name}.png"))
+    if out.suffix.lower() not in FORMATS:
+        raise UserError(f"cannot draw '{out.suffix}'", place=str(out), remedy=f"name a file {', '.join(FORMATS)}")
+    from robustkit.core.checkpoint import write_text
+    from robustkit.reporting.paper.finished import open_runs
+    from robustkit.reporting.terminal import run_display
+
+    display = run_display(quiet=arguments.quiet)
+    try:
+        runs = open_runs(
+            arguments.runs,
+            checkpoint=arguments.checkpoint,
+            images=arguments.images,
+            device=arguments.device,
+            display=display,
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)  # before hours are spent on what could not be written
+        data, figure = make(name, runs, **options)
+    except KeyboardInterrupt:
+        display.end()
+        say("Interrupted; the same command goes on where it was")
+        raise
+    finally:
+        display.end()
+    figure.savefig(out)
+    text = json.dumps(data, indent=1)
+    if arguments.data is not None:
+        write_text(Path(arguments.data), text + "\n")
+    print(text if arguments.json else out)
+    return 0
+
+
+def _wanted(arguments: argparse.Namespace) -> tuple[str, dict[str, str]]:
+    """The figure's name, and its options.
+
+    Raises:
+        UserError: there is no such figure, or it takes no such option.
+    """
+    if arguments.figure is None:
+        known = ", ".join(f"{name} ({entry.shows})" for name, entry in FIGURES.items())
+        raise UserError("a figure must be named", place="--figure", remedy=f"there are {known}")
+    takes = figure_named(arguments.figure).takes
+    given = {option: getattr(arguments, option) for option in ("images", "attack", "setting")}
+    given = {option: value for option, value in given.items() if value is not None}
+    for option in given:
+        if option not in takes:
+            raise UserError(f"means nothing to {arguments.figure}", place=f"--{option}", remedy="leave it out")
+    return arguments.figure, {option: value for option, value in given.items() if option != "images"}
+
+
+def _papers(figures: str) -> str:
+    return f"the paper's {figures}" if figures != "none" else "not in the paper"
