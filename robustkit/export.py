@@ -43,6 +43,8 @@ _ARCHITECTURES = {
     "resnet18_cifar": "ResNet-18",
     "preact_resnet18": "PreActResNet-18",
     "preact_resnet18_silu": "PreActResNet-18 (SiLU)",
+    "preact_resnet18_raw": "PreActResNet-18",
+    "preact_resnet18_gradalign": "PreActResNet-18",
     "wrn28_10": "WideResNet-28-10",
     "wrn28_10_silu": "WideResNet-28-10 (SiLU)",
     "wrn34_10": "WideResNet-34-10",
@@ -241,13 +243,15 @@ def _results(source: _Source) -> str:
 def _selection(source: _Source) -> str:
     """How the checkpoint was chosen."""
     recipe, facts = source.recipe, source.facts
+    collapse = facts["best"].get("collapse")
+    remark = "" if collapse is None else f"; robustness collapsed in epoch {collapse} (catastrophic overfitting)"
     if source.unfinished:
         return (
             f"Last checkpoint of a training that is not finished: epoch {facts['epoch']} of {recipe.epochs}, "
-            f"step {facts['step']}"
+            f"step {facts['step']}{remark}"
         )
     if facts["checkpoint"] == "last":
-        return f"Last checkpoint, after {recipe.epochs} epochs: nothing was selected"
+        return f"Last checkpoint, after {recipe.epochs} epochs: nothing was selected{remark}"
     what = "natural" if recipe.attack is None or recipe.validation.attack is None else "robust"
     return (
         f"Best checkpoint, epoch {facts['best']['epoch']} of {recipe.epochs}: the highest {what} accuracy on "

@@ -7,9 +7,10 @@ the same value serves training, evaluation and other attacks. `climb` is the loo
 
 from robustkit.attacks.climb import climb
 from robustkit.attacks.pgd import PGD
+from robustkit.attacks.rs_fgsm import RSFGSM
 from robustkit.core.registry import registry as _registry
 from robustkit.core.strategy import Attack
 
 registry = _registry("attack")
 
-__all__ = ["PGD", "Attack", "climb", "registry"]
+__all__ = ["PGD", "RSFGSM", "Attack", "climb", "registry"]

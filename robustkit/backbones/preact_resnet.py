@@ -1,9 +1,11 @@
 """Pre-activation ResNet-18 (He et al. 2016b, Identity Mappings in Deep Residual Networks, arXiv 1603.05027).
 
-Two versions are in use in adversarial training, and they differ in more than their activation: see the two blocks.
-Both start with a bare 3x3 convolution, end with BN and activation, and keep PyTorch's default initialisation.
+Several versions are in use in adversarial training, and they differ in more than their activation: see the two blocks.
+All start with a bare 3x3 convolution. But for GradAlign's, they end with BN and activation and keep PyTorch's default
+initialisation.
 """
 
+from functools import partial
 from typing import Any
 
 from timm.models import register_model
@@ -11,14 +13,24 @@ from torch import Tensor, nn
 
 from robustkit.backbones.base import Backbone, SamePad, constructor_arguments
 
-__all__ = ["PreActResNet", "preact_resnet18", "preact_resnet18_silu"]
+__all__ = [
+    "PreActResNet",
+    "preact_resnet18",
+    "preact_resnet18_gradalign",
+    "preact_resnet18_raw",
+    "preact_resnet18_silu",
+]
 
 
 class ReluBlock(nn.Module):
-    """BN-ReLU-conv-BN-ReLU-conv, plus the shortcut: identity, or 1x1 convolution of the *activated* input."""
+    """BN-ReLU-conv-BN-ReLU-conv, plus the shortcut: identity, or 1x1 convolution of the *activated* input.
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    With `raw_shortcut`, of the input as it is.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, raw_shortcut: bool = False) -> None:
         super().__init__()
+        self.raw_shortcut = raw_shortcut
         self.bn1 = nn.BatchNorm2d(inputs)
         self.act1 = nn.ReLU()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
@@ -30,7 +42,7 @@ class ReluBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, ceil(H/stride), ceil(W/stride))."""
         activated = self.act1(self.bn1(x))
-        shortcut: Tensor = x if self.shortcut is None else self.shortcut(activated)
+        shortcut: Tensor = x if self.shortcut is None else self.shortcut(x if self.raw_shortcut else activated)
         residual: Tensor = self.conv1(activated)
         residual = self.conv2(self.act2(self.bn2(residual)))
         return shortcut + residual
@@ -67,9 +79,17 @@ class PreActResNet(Backbone):
 
     num_features = 512
 
-    def __init__(self, silu: bool, num_classes: int = 10, in_chans: int = 3) -> None:
+    def __init__(
+        self,
+        silu: bool,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        *,
+        raw_shortcuts: bool = False,
+        final_norm: bool = True,
+    ) -> None:
         super().__init__()
-        block = SiluBlock if silu else ReluBlock
+        block = SiluBlock if silu else partial(ReluBlock, raw_shortcut=raw_shortcuts)
         self.stem = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False)
         self.stages = nn.Sequential(
             nn.Sequential(block(64, 64, 1), block(64, 64, 1)),
@@ -77,8 +97,8 @@ class PreActResNet(Backbone):
             nn.Sequential(block(128, 256, 2), block(256, 256, 1)),
             nn.Sequential(block(256, 512, 2), block(512, 512, 1)),
         )
-        self.bn = nn.BatchNorm2d(512, momentum=0.01 if silu else 0.1)
-        self.act = nn.SiLU() if silu else nn.ReLU()
+        self.bn = nn.BatchNorm2d(512, momentum=0.01 if silu else 0.1) if final_norm else nn.Identity()
+        self.act = (nn.SiLU() if silu else nn.ReLU()) if final_norm else nn.Identity()
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -94,6 +114,34 @@ def preact_resnet18(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
     11,172,170 parameters for 10 classes, 11,218,340 for 100. `kwargs`: num_classes (10), in_chans (3).
     """
     return PreActResNet(silu=False, **constructor_arguments("preact_resnet18", pretrained, kwargs))
+
+
+@register_model
+def preact_resnet18_raw(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
+    """Pre-activation ResNet-18 as in the code of RS-FGSM and N-FGSM: 1x1 shortcuts on raw inputs.
+
+    11,172,170 parameters for 10 classes, 11,218,340 for 100. `kwargs`: num_classes (10), in_chans (3).
+    """
+    return PreActResNet(
+        silu=False, raw_shortcuts=True, **constructor_arguments("preact_resnet18_raw", pretrained, kwargs)
+    )
+
+
+@register_model
+def preact_resnet18_gradalign(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
+    """Pre-activation ResNet-18 as in GradAlign's code: 1x1 shortcuts on raw inputs, no last BN and ReLU, He's weights.
+
+    11,171,146 parameters for 10 classes, 11,217,316 for 100. `kwargs`: num_classes (10), in_chans (3).
+    """
+    arguments = constructor_arguments("preact_resnet18_gradalign", pretrained, kwargs)
+    model = PreActResNet(silu=False, raw_shortcuts=True, final_norm=False, **arguments)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+    return model
 
 
 @register_model

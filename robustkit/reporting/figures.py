@@ -31,7 +31,7 @@ EXAMPLES = 6
 ROWS_OF_RADII = 24
 """At most so many different radii are told apart; more are binned."""
 
-_BLUE, _VERMILLION = "#0072B2", "#D55E00"  # Okabe and Ito's colours, which everybody can tell apart
+_BLUE, _VERMILLION, _PURPLE = "#0072B2", "#D55E00", "#CC79A7"  # Okabe and Ito's colours, which everybody can tell apart
 _TERMS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -73,7 +73,7 @@ def curves(reports: Sequence[dict[str, Any]], best: int | None) -> Figure:
     figure = _figure(10.5, 3.2)
     accuracy, loss, rate = figure.subplots(1, 3, width_ratios=(1.25, 1, 0.8))
     for part, label, style in (("validation", "held out", "-"), ("training", "training", "--")):
-        for kind, colour in (("natural", _BLUE), ("robust", _VERMILLION)):
+        for kind, colour in (("natural", _BLUE), ("robust", _VERMILLION), ("fgsm", _PURPLE)):
             points = [(r["epoch"], 100 * r[part][kind]) for r in reports if kind in r.get(part, {})]
             _line(accuracy, points, f"{kind}, {label}", color=colour, linestyle=style)
     accuracy.set(title="Accuracy", ylabel="%", ylim=(0, 101.5))
@@ -214,13 +214,13 @@ def _class_perturbations(target: Any) -> Tensor | None:
     return next((z for z in found if isinstance(z, Tensor)), None)
 
 
-def _varied(labels: Tensor) -> Tensor:
-    """Rows of a few test images: the first of each class, then the second of each, and so on."""
+def _varied(labels: Tensor, count: int = EXAMPLES) -> Tensor:
+    """Rows of `count` test images: the first of each class, then the second of each, and so on."""
     by_class = labels.argsort(stable=True)
     counts = labels.bincount()
     turn = torch.empty_like(labels)
     turn[by_class] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
-    return turn.argsort(stable=True)[:EXAMPLES]
+    return turn.argsort(stable=True)[:count]
 
 
 def _picture(axes: Axes, image: Tensor) -> None:

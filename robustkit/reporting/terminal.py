@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustkit.core.batch import Progress
+from robustkit.core.collapse import Seen
 from robustkit.core.parts import Parts, Totals
 from robustkit.core.recipe import Recipe
 from robustkit.core.spec import digest
@@ -71,8 +72,8 @@ class TerminalDisplay:
         self._began, self._mark = time.monotonic(), time.monotonic()
         self._durations.clear()
         if parts.step:
-            self.say("Training is finished" if parts.step >= total else f"Going on after step {parts.step} of {total}")
-        if parts.step < total:
+            self.say("Training is finished" if parts.finished else f"Going on after step {parts.step} of {total}")
+        if not parts.finished:
             self.say("".join(f"{heading:>{width}}" for heading, width in zip(_HEADINGS, _WIDTHS, strict=True)))
             self._show(f"epoch {parts.progress.epoch + 1}/{recipe.epochs}", parts.step, total, "first step")
             self._next_line = self._began + LINE_EVERY
@@ -114,8 +115,11 @@ class TerminalDisplay:
             f"{report['lr']:.3g}",
             formats.duration(report["seconds"]),
         ]
-        best = "  best" if self._parts.best.get("epoch") == report["epoch"] else ""
-        self.say("".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)) + best)
+        remark = "  best" if self._parts.best.get("epoch") == report["epoch"] else ""
+        remark = "  collapsed" if "collapse" in report else remark
+        self.say("".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)) + remark)
+        if self._parts.best.get("collapse") == report["epoch"]:
+            self.say(_collapse(report, recipe))
         self._mark = time.monotonic()  # what validation took is not the next step's
 
     def measuring(self, checkpoint: str, key: str, news: News) -> None:
@@ -166,6 +170,18 @@ class TerminalDisplay:
             self._live = Live(self._bar, console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
         self._live.update(self._bar)
+
+
+def _collapse(report: dict[str, Any], recipe: Recipe) -> str:
+    """What to say when robustness has collapsed."""
+    before, now = report["collapse"], report["validation"]
+    falls, stays = (f"{formats.percent(now[name])} % (from {formats.percent(before[name])} %)" for name in Seen._fields)
+    end = "training ends here" if recipe.validation.on_collapse == "stop" else "training goes on"
+    return (
+        f"Catastrophic overfitting: since epoch {before['epoch']}, accuracy under the validation attack fell to {falls}"
+        f", under FGSM it is {stays}; checkpoints/best keeps epoch {before['epoch']}, {end}. "
+        "Remedies: a smaller radius, loss=grad-align, attack=n-fgsm, attack=pgd"
+    )
 
 
 class Bar:

@@ -8,7 +8,7 @@ import torch
 from tiny import tracked
 from torch.nn import functional as F
 
-from robustkit.attacks import PGD
+from robustkit.attacks import PGD, RSFGSM
 from robustkit.core.batch import Passes
 from robustkit.core.loop import step_passes, train_step
 from robustkit.core.model import Model
@@ -18,7 +18,7 @@ from robustkit.datasets import Synthetic
 from robustkit.engine import count_passes
 from robustkit.epsilons import ECAS, Cyclic
 from robustkit.heads import GaussianMixture
-from robustkit.losses import Align, CrossEntropy, Mixed, Trades
+from robustkit.losses import Align, CrossEntropy, GradAlign, Mixed, Trades
 from robustkit.objectives import KL, InverseObjective
 from robustkit.optimizers import SGD
 from robustkit.runs import load_parts, make_world
@@ -28,6 +28,7 @@ from robustkit.threats import Linf
 from robustkit.weights import AWP, Exponential
 
 BATCH, TRAIN = 8, 16
+GRAD_ALIGN = {"loss": GradAlign(), "attack": RSFGSM(noise=0, mode="train-frozen")}
 TRADES = {"loss": Trades(), "attack": PGD(objective=KL(), start="gaussian")}
 
 
@@ -80,6 +81,10 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, int]] = {
     "UIAT": ({"loss": Align(), "target": Universal()}, (15, 11, 1), 28, 2),
     "UIAT, momentum": ({"loss": Align(), "target": Momentum(start=0.0)}, (15, 11, 1), 28, 2),
     "UIAT, eval": ({"loss": Align(), "target": Universal(mode="eval")}, (15, 11, 1), 28, 1),
+    "FGSM": ({"attack": RSFGSM(noise=0, mode="eval")}, (2, 1, 1), 5, 1),
+    "RS-FGSM": ({"attack": RSFGSM()}, (2, 1, 1), 5, 2),
+    "GradAlign": (GRAD_ALIGN, (4, 3, 3), 13, 3),
+    "GradAlign, AWP": (GRAD_ALIGN | {"weights": AWP()}, (7, 5, 6), 24, 3),
     "AT-AWP": ({"weights": AWP()}, (12, 10, 2), 26, 1),
     "ECAS-AWP": ({"weights": AWP(), "epsilon": ECAS()}, (13, 10, 2), 27, 2),
     "TRADES-AWP": (TRADES | {"weights": AWP(gamma=0.005)}, (15, 10, 4), 33, 2),
@@ -107,6 +112,21 @@ def test_a_step_costs_what_the_sheets_say(name: str) -> None:
     assert found == declared == Passes(*counted)
     assert found.units == total
     assert seen == norms
+
+
+def test_single_steps_with_one_off_costs() -> None:
+    """6, 8, then 5; GradAlign 14, 16, 13: the sheet has 11 for 13, as the attack's gradient serves twice there."""
+    target = OneOff(inner=Universal(objective=InverseObjective(beta=0)), start=0.4)
+    for changes, base in (({"loss": Align()}, 5), ({"loss": GradAlign(inner=Align())}, 13)):
+        attack = RSFGSM() if base == 5 else GRAD_ALIGN["attack"]
+        parts = parts_of(recipe(target=target, attack=attack, epochs=4, **changes))
+        units = []
+        for _ in range(3 * parts.steps_per_epoch):
+            declared = step_passes(parts.recipe, parts.progress)
+            found, _ = one_step(parts)
+            assert found == declared
+            units.append(found.units)
+        assert units == [base + 1] * 2 + [base + 3] * 2 + [base] * 2
 
 
 @pytest.mark.parametrize(("freeze", "last"), [("probabilities", (11, 10, 1)), ("perturbation", (12, 10, 1))])

@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import driver
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from robustkit import Model, evolve, run
-from robustkit.attacks import PGD
+from robustkit.attacks import PGD, RSFGSM
 from robustkit.core import checkpoint
 from robustkit.core.recipe import Recipe, Suite, Validation, save_recipe
 from robustkit.core.registry import registry
-from robustkit.datasets import Synthetic
+from robustkit.datasets import Synthetic, WithSynthetic
 from robustkit.epsilons import ECAS
 from robustkit.evaluation import Attacked, Clean
 from robustkit.heads import GaussianMixture
-from robustkit.losses import Align, Mixed, Trades
+from robustkit.losses import Align, GradAlign, Hat, Mart, Mixed, Trades
 from robustkit.objectives import KL
 from robustkit.optimizers import SGD
 from robustkit.schedules import OneCycle
@@ -85,11 +86,25 @@ RECIPES = {
         loss=Mixed(), head=GaussianMixture(), weights=AWP(), optimizer=SGD(lr=0.01), threat=L2()
     ),
     "trades": recipe(loss=Trades(), attack=PGD(steps=2, objective=KL()), optimizer=SGD(lr=0.01)),
+    "mart": recipe(loss=Mart(), optimizer=SGD(lr=0.01)),
+    "hat": recipe(loss=Hat(), attack=PGD(steps=2, objective=KL()), optimizer=SGD(lr=0.01)),
+    "rs-fgsm": recipe(attack=RSFGSM()),
+    "grad-align": recipe(
+        loss=GradAlign(weight=1.0), attack=RSFGSM(noise=0.0, mode="train-frozen"), optimizer=SGD(lr=0.01)
+    ),
     "attack-in-training-mode": recipe(attack=PGD(steps=2, mode="train")),
     "attack-with-frozen-statistics": recipe(attack=PGD(steps=2, mode="train-frozen")),
     "inverse": recipe(target=Inverse(steps=2)),
     "target-with-gradient": recipe(target=Natural(), loss=Align(detach=False)),
     "average": recipe(average=Exponential(rate=0.8)),
+    "with-synthetic": recipe(  # pixels in a file, fetched ahead
+        data=WithSynthetic(
+            inner=Synthetic(train=70, test=21, classes=4, size=8, channels=1, augment="crop-flip"), file="made.npz"
+        ),
+        model=Model(backbone="convnet_small", adopt_first_batch=True),
+        target=Momentum(inner=Inverse(steps=1), start=0.3),
+        optimizer=SGD(lr=0.03, decay_norm=False),
+    ),
     "uneven-batches": recipe(batch_size=17, target=Momentum(inner=Universal(), start=0.3)),
     "uneven-last-batch": recipe(batch_size=12, validation=Validation(images=11)),  # 59 images: 4 x 12 and 11
     "accumulate": recipe(model=PLAIN, accumulate=2, target=Momentum(inner=Inverse(steps=1), start=0.3)),
@@ -107,6 +122,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
     """The runs of one process, and of two."""
     base = tmp_path_factory.mktemp("processes")
     (base / "recipes").mkdir()
+    draws = np.random.default_rng(0)
+    image, label = draws.integers(0, 256, (90, 8, 8, 1), dtype=np.uint8), draws.integers(0, 4, 90)
+    np.savez(base / "made.npz", image=image, label=label)
     for name, value in RECIPES.items():
         save_recipe(value, base / "recipes" / f"{name}.json")
     with socket.socket() as probe:
@@ -125,6 +143,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
             "MASTER_PORT": str(port),
             "ACCELERATE_USE_CPU": "true",
             "OMP_NUM_THREADS": "1",
+            "ROBUSTKIT_DATA_DIR": str(base),
         }
         command = [sys.executable, str(script), str(base / "recipes"), str(base / "two")]
         with logs[rank].open("w") as log:
@@ -132,6 +151,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(sys.modules, "robustkit.reporting.figures", driver.no_figures())
+            patch.setenv("ROBUSTKIT_DATA_DIR", str(base))
             for name, value in RECIPES.items():
                 run(value, out=base / "one" / name, device="cpu")
         codes = [process.wait(timeout=DEADLINE) for process in processes]

@@ -4,6 +4,7 @@ Run:        robustkit run recipes/nfgsm_uiat_prn18.py   (in plugins/robustkit-nf
 Paper:      Dong et al., "The Enemy of My Enemy is My Friend" (UIAT), CVPR 2023, section 4.3 and supplement 2.3
 Cost:       6 forward-units a step before epoch 24, 8 in it, 5 after it; 383 steps, 30 epochs
 Published:  clean 81.85, robust 49.84 (UIAT, Table 5: it says AutoAttack; the level is that of PGD-50 with 10 restarts)
+            85.53, 58.21 with threat.epsilon=6/255; 77.85, 42.77 with threat.epsilon=10/255
 Measured:   not yet
 
 The paper states neither the target's weight, nor its epoch, its radius or the network here: these are those of its

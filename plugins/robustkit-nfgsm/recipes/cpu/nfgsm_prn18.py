@@ -9,7 +9,7 @@ Measured:   not yet
 
 from robustkit_nfgsm import NFGSM
 
-from robustkit import Model, Precision, Recipe, Suite, Validation, px
+from robustkit import Model, Recipe, Suite, Validation, px
 from robustkit.datasets import Cifar10
 from robustkit.evaluation import CW, PGD_20, AutoAttack, Clean
 from robustkit.losses import CrossEntropy
@@ -28,6 +28,5 @@ recipe = Recipe(
     epochs=12,
     batch_size=128,
     validation=Validation(images=512, train_images=256),
-    precision=Precision(attack="bf16", outer="bf16"),
     evaluation=(Suite(measures=(Clean(images=1000), PGD_20, CW, AutoAttack(images=256)), images=1000),),
 )
