@@ -2,14 +2,17 @@
 
 import copy
 import threading
+from typing import Any
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import register_model
 from torch import Tensor, nn
 
 import robustkit.backbones  # noqa: F401
+from robustkit.backbones.wide_resnet import WideResNet
 from robustkit.core.model import Model, RobustModel
 from robustkit.core.parts import fold_backbone
 from robustkit.core.world import World
@@ -31,6 +34,12 @@ def lively(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+@register_model
+def wrn10_2_silu(pretrained: bool = False, num_classes: int = 10, **kwargs: Any) -> WideResNet:
+    """The blocks of WRN-28-10 with SiLU, in a net that a test can afford."""
+    return WideResNet(blocks=1, widen=2, silu=True, num_classes=num_classes)
+
+
 def folded(model: nn.Module, images: Tensor) -> Folding:
     folding = fold(model, images)
     assert folding is not None
@@ -42,6 +51,8 @@ def folded(model: nn.Module, images: Tensor) -> Folding:
     [
         ("resnet18_cifar_w16", 20),  # all of them
         ("preact_resnet18", 8),  # the inner ones: one in each of eight blocks
+        ("preact_resnet18_silu", 8),
+        ("wrn10_2_silu", 4),  # the stem's, which a normalisation alone takes, and the inner ones
         ("convnet_small", 3),
         ("resnet18", 20),
         ("mobilenetv3_small_050", 34),  # depthwise convolutions

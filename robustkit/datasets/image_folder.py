@@ -6,18 +6,23 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import attrs
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from robustkit.core.errors import DataError
 from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 from robustkit.data.augment import Augment, Augmentation, Padding, augmentation
-from robustkit.data.images import Data, InMemory, describe
+from robustkit.data.images import Data, Images, InMemory, describe
 from robustkit.datasets.location import locate
 
-CHUNK = 64
+HELD_BYTES = 4 << 30
+"""Pictures of so many bytes, decoded, are held in memory; of larger sets each batch decodes its own."""
+CHUNK = 16
+"""Pictures that a thread decodes before it looks for more."""
 TINY = 8192
 """Decoders release Python's lock, but files of fewer bytes than this are decoded faster by one thread than by two."""
 
@@ -27,9 +32,10 @@ TINY = 8192
 class ImageFolder:
     """Your own pictures: root/train/<class>/<file> and root/test/<class>/<file>.
 
-    `test` may be called `val`. Classes are the sorted folder names of `train`, rows its sorted files. Pictures are held
-    in memory as RGB, or as one channel if `grey`. With `size`, the shorter side is resized and the middle size x size
-    pixels are kept; without it, all pictures must be equally large.
+    `test` may be called `val`. Classes are the sorted folder names of `train`, rows its sorted files. Pictures are RGB,
+    or one channel if `grey`; sets of up to 4 GiB are held in memory, of larger ones each batch decodes its own. With
+    `size`, the shorter side is resized and the middle size x size pixels are kept; without it, all pictures must be
+    equally large.
     """
 
     root: str | None = setting(default=None, location=True)
@@ -51,7 +57,7 @@ class ImageFolder:
 
 
 def read_image_folder(root: Path, size: int | None = None, grey: bool = False) -> Data:
-    """All pictures in `root`, decoded.
+    """All pictures in `root`.
 
     Raises:
         DataError: a folder is missing or empty, a file is no picture, sizes differ, or the test has unknown classes.
@@ -77,8 +83,8 @@ def read_image_folder(root: Path, size: int | None = None, grey: bool = False) -
     return Data(_read(train, classes, size, grey), _read(test, classes, size, grey), tuple(classes))
 
 
-def _read(folder: Path, classes: list[str], size: int | None, grey: bool) -> InMemory:
-    """One part, decoded straight into place."""
+def _read(folder: Path, classes: list[str], size: int | None, grey: bool) -> Images:
+    """One part, decoded now if it is small enough."""
     files, labels = [], []
     for label, name in enumerate(classes):
         found = _visible(folder / name) if (folder / name).is_dir() else []
@@ -86,25 +92,46 @@ def _read(folder: Path, classes: list[str], size: int | None, grey: bool) -> InM
         labels += [label] * len(found)
     if not files:
         raise DataError("there are no pictures", place=str(folder), remedy="put them into <class>/<file>")
-    first = _decode(files[0], size, grey)
-    pixels = np.empty((len(files), *first.shape), np.uint8)
+    channels, height, width = _decode(files[0], size, grey).shape
+    pictures = Pictures(tuple(files), torch.tensor(labels), (channels, height, width), size, grey)
+    if len(files) * channels * height * width > HELD_BYTES:
+        return pictures
+    return InMemory(pictures.fetch(torch.arange(len(files))), pictures.labels)
 
-    def fill(start: int) -> None:
-        for row in range(start, min(start + CHUNK, len(files))):
-            picture = _decode(files[row], size, grey)
-            if picture.shape != first.shape:
-                raise DataError(
-                    f"is {describe(picture.shape)}, but {files[0]} is {describe(first.shape)}",
-                    place=str(files[row]),
-                    remedy=f"set data.size={min(first.shape[1:])}",
-                )
-            pixels[row] = picture
 
-    workers = 1 if files[0].stat().st_size < TINY else min(16, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(fill, range(0, len(files), CHUNK)):
-            pass
-    return InMemory(torch.from_numpy(pixels), torch.tensor(labels))
+@attrs.frozen(eq=False)
+class Pictures:
+    """Picture files, decoded when a batch asks for them; all of them as large as the first."""
+
+    files: tuple[Path, ...]
+    labels: Tensor
+    shape: tuple[int, int, int]
+    size: int | None
+    grey: bool
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def fetch(self, index: Tensor) -> Tensor:
+        rows = index.tolist()
+        pixels = np.empty((len(rows), *self.shape), np.uint8)
+
+        def fill(start: int) -> None:
+            for place in range(start, min(start + CHUNK, len(rows))):
+                picture = _decode(self.files[rows[place]], self.size, self.grey)
+                if picture.shape != self.shape:
+                    raise DataError(
+                        f"is {describe(picture.shape)}, but {self.files[0]} is {describe(self.shape)}",
+                        place=str(self.files[rows[place]]),
+                        remedy=f"set data.size={min(self.shape[1:])}",
+                    )
+                pixels[place] = picture
+
+        workers = 1 if self.files[0].stat().st_size < TINY else min(16, os.cpu_count() or 1)
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(fill, range(0, len(rows), CHUNK)):
+                pass
+        return torch.from_numpy(pixels)
 
 
 def _decode(path: Path, size: int | None, grey: bool) -> np.ndarray:

@@ -31,7 +31,7 @@ ORIGINALS = {
     "svhn": ("ROBUSTKIT_SVHN_DIR", "test_32x32.mat"),
 }
 """Where a data set's original files would be."""
-TOLD = ("attack", "control", "data.per_class", "evaluation", "seed")
+TOLD = ("attack", "control", "data.per_class", "data.inner.per_class", "evaluation", "seed")
 """Settings that have lines of their own, or do not bear on the weights."""
 OPEN = "not stated"
 
@@ -143,7 +143,9 @@ def _same_method(row: Row, facts: dict[str, Any]) -> bool:
 
 
 def _same_data(row: Row, facts: dict[str, Any]) -> bool:
-    return _holds(row.conditions.get("data"), facts["data"])
+    """Whether test images are the same: those of the data set inside another one that adds training images."""
+    expected, found = (given.get("data.inner", given.get("data")) for given in (row.conditions, facts))
+    return _holds(expected, found)
 
 
 def _composition(facts: dict[str, Any]) -> dict[str, str]:
@@ -249,14 +251,15 @@ def _chosen(recipe: Recipe) -> Iterator[tuple[str, Any]]:
 
 
 def _data(facts: dict[str, Any], copy: str | None) -> Iterator[Deviation]:
-    if facts.get("data.per_class") is not None:
-        yield Deviation("training images", f"the first {facts['data.per_class']:,} of each class", "all")
-    if facts["data"] in ORIGINALS and copy is not None:
+    at = "data.inner" if "data.inner" in facts else "data"
+    if facts.get(f"{at}.per_class") is not None:
+        yield Deviation("training images", f"the first {facts[f'{at}.per_class']:,} of each class", "all")
+    if facts[at] in ORIGINALS and copy is not None:
         if copy != "the original files":
             yield Deviation("data", copy, "the original files")
-    elif facts["data"] in ORIGINALS:  # a run that did not note what it read
-        variable, original = ORIGINALS[facts["data"]]
-        folder: Path = locate(facts.get("data.root"), variable)
+    elif facts[at] in ORIGINALS:  # a run that did not note what it read
+        variable, original = ORIGINALS[facts[at]]
+        folder: Path = locate(facts.get(f"{at}.root"), variable)
         if (folder / original).exists():
             return
         here = "an image folder" if (folder / "train").is_dir() else "unknown: no files are there"

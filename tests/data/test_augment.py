@@ -1,10 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import RandomCrop, RandomHorizontalFlip, RandomRotation
 from torchvision.transforms.functional import rotate as reference_rotate
 
 from robustkit.core.batch import Part
 from robustkit.core.rng import Generator, whole
+from robustkit.data import augment as module
 from robustkit.data.augment import Augmentation, augment, augmentation, crop, flip, rotate
 
 EVERYTHING = Augmentation(flip=True, degrees=15.0)
@@ -96,6 +98,76 @@ def test_pixels_are_the_images_own(mode):
     result = augment(x, Augmentation(mode=mode, flip=True, degrees=15.0), whole(x, 3, "test"))
     assert result.shape == x.shape and result.dtype == x.dtype
     assert set(result.unique().tolist()) <= {0.0, *x.unique().tolist()}
+
+
+# Beside torchvision's: the same results from the same draws, and draws of the same distribution.
+
+
+@pytest.mark.parametrize("mode", ["zero", "reflect"])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8)])
+def test_crop_is_torchvisions(mode, shape):
+    theirs = RandomCrop(shape[1:], padding=4, padding_mode="constant" if mode == "zero" else "reflect")
+    x = images(20, *shape)
+    places = []
+    for number, image in enumerate(x):
+        torch.manual_seed(number)
+        expected = theirs(image)
+        torch.manual_seed(number)
+        padded = torch.empty(shape[0], shape[1] + 8, shape[2] + 8)
+        top, left, _, _ = RandomCrop.get_params(padded, shape[1:])
+        places.append((top, left))
+        found = crop(image[None], torch.tensor([top]), torch.tensor([left]), 4, mode)[0]
+        assert torch.equal(found, expected)
+    assert len(set(places)) > 10
+
+
+@pytest.mark.parametrize("mode", ["zero", "reflect"])
+def test_crops_come_as_often_as_torchvisions(mode):
+    """Every window of a 9x9 image, by frequency; two samples of 4,050, chi-square of two histograms."""
+    x = positions(1, 9)
+    windows = {
+        crop(x, torch.tensor([top]), torch.tensor([left]), 4, mode).numpy().tobytes(): 9 * top + left
+        for top in range(9)
+        for left in range(9)
+    }
+    assert len(windows) == 81
+    theirs = RandomCrop(9, padding=4, padding_mode="constant" if mode == "zero" else "reflect")
+    torch.manual_seed(0)
+    batch = x.expand(4050, -1, -1, -1)
+    ours = augment(batch, Augmentation(mode=mode), whole(batch, 0, "test"))
+    counts = [
+        torch.tensor([windows[image.numpy().tobytes()] for image in sample]).bincount(minlength=81).double()
+        for sample in ([image[None] for image in ours], [theirs(x) for _ in range(4050)])
+    ]
+    chi_square = ((counts[0] - counts[1]) ** 2 / (counts[0] + counts[1])).sum()
+    assert 40 < chi_square < 140  # 80 degrees of freedom
+
+
+def test_flips_come_as_often_as_torchvisions():
+    x = positions(4000, 4)
+    ours = augment(x, Augmentation(padding=0, flip=True), whole(x, 1, "test"))
+    torch.manual_seed(0)
+    theirs = torch.stack([RandomHorizontalFlip()(image) for image in x])
+    allowed = {x[0].numpy().tobytes(), x[0].flip(-1).numpy().tobytes()}
+    shares = []
+    for sample in (ours, theirs):
+        assert {image.numpy().tobytes() for image in sample} == allowed
+        shares.append(float((sample != x).flatten(1).any(1).float().mean()))
+    assert abs(shares[0] - shares[1]) < 4 * (2 * 0.25 / 4000) ** 0.5
+
+
+def test_angles_are_drawn_as_torchvisions(monkeypatch):
+    """Kolmogorov and Smirnov's distance between what both hand to their rotation."""
+    drawn = []
+    monkeypatch.setattr(module, "rotate", lambda x, degrees: drawn.append(degrees) or x)
+    x = torch.zeros(5000, 1, 2, 2)
+    augment(x, Augmentation(padding=0, degrees=15.0), whole(x, 2, "test"))
+    torch.manual_seed(0)
+    theirs = torch.tensor([RandomRotation.get_params(RandomRotation(15).degrees) for _ in range(5000)])
+    assert drawn[0].abs().max() <= 15
+    values = torch.cat([drawn[0], theirs]).sort().values
+    shares = [torch.searchsorted(sample.sort().values, values, right=True) / 5000 for sample in (drawn[0], theirs)]
+    assert (shares[0] - shares[1]).abs().max() < 1.95 * (2 / 5000) ** 0.5  # one in a thousand exceeds it
 
 
 def test_order_is_crop_flip_rotate():
