@@ -1,0 +1,75 @@
+"""The figures of the UIAT paper (Dong et al., CVPR 2023) and of its supplement, from finished runs.
+
+One file for each: `collect(runs, ...)` gives its data, which are JSON, and `draw(data)` makes the picture of nothing
+else. What has to be measured is kept in figures.json of the run it was measured of, so that drawing again is free.
+This page loads neither torch nor matplotlib.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from robustkit.core.errors import UserError
+from robustkit.core.registry import hint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from robustkit.reporting.paper.finished import FinishedRun
+
+
+@attrs.frozen
+class Entry:
+    """A figure in a few words, the paper's figures of its kind, and what it takes besides runs."""
+
+    shows: str
+    paper: str
+    takes: tuple[str, ...] = ()
+
+
+FIGURES = {
+    "strength": Entry("accuracy against attack strength, easy and hard half apart", "Figs. 1 and 4", ("images",)),
+    "overfitting": Entry("learning curves on training and held-out images", "Fig. 2"),
+    "sweep": Entry("accuracy against the setting in which runs differ", "Fig. 3, supplement Fig. 2", ("setting",)),
+    "difference": Entry("how two runs differ, against the test radius", "Fig. 5", ("images", "attack")),
+    "inverse": Entry("inverse perturbations and what they do to images", "supplement Fig. 1", ("images",)),
+    "universal": Entry("histogram of universal perturbations", "none"),
+}
+"""By name, which is the name of its file here."""
+
+
+def figure_named(name: str) -> Entry:
+    """The entry of that name.
+
+    Raises:
+        UserError: there is none; near misses are named.
+    """
+    if name not in FIGURES:
+        raise UserError(f"there is no figure '{name}'", place="--figure", remedy=hint(name, FIGURES))
+    return FIGURES[name]
+
+
+def make(name: str, runs: Sequence[FinishedRun], **options: Any) -> tuple[dict[str, Any], Figure]:
+    """The data of a figure, and its picture.
+
+    Args:
+        runs: of `robustkit.reporting.paper.finished.open_runs`.
+        options: `attack` of "difference", `setting` of "sweep".
+
+    Raises:
+        UserError: there is no such figure, or a run lacks what it needs.
+    """
+    from matplotlib import rc_context
+
+    from robustkit.reporting.figures import _STYLE
+
+    figure_named(name)
+    module = importlib.import_module(f"{__name__}.{name}")
+    collected = module.collect(runs, **options)
+    data = {"figure": name, "checkpoint": runs[0].checkpoint, "runs": [str(run.folder) for run in runs]} | collected
+    with rc_context(_STYLE):
+        return data, module.draw(data)
