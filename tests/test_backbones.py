@@ -19,6 +19,8 @@ PUBLISHED = {
     "resnet18_cifar": (11_173_962, 11_220_132, 512, 8),
     "preact_resnet18": (11_172_170, 11_218_340, 512, 8),
     "preact_resnet18_silu": (12_548_426, 12_594_596, 512, 8),
+    "preact_resnet18_raw": (11_172_170, 11_218_340, 512, 8),
+    "preact_resnet18_gradalign": (11_171_146, 11_217_316, 512, 8),
     "wrn28_10": (36_479_194, 36_536_884, 640, 4),
     "wrn28_10_silu": (36_479_194, 36_536_884, 640, 4),
     "wrn34_10": (46_160_474, 46_218_164, 640, 4),
@@ -185,6 +187,31 @@ def test_relu_block_takes_its_shortcut_from_the_activated_input() -> None:
     out = F.relu(normalised(block.bn2, F.conv2d(a, block.conv1.weight, stride=2, padding=1)))
     out = F.conv2d(out, block.conv2.weight, padding=1) + F.conv2d(a, block.shortcut.weight, stride=2)
     torch.testing.assert_close(block(x), out)
+
+
+def test_relu_block_with_a_raw_shortcut() -> None:
+    block = shaken(ReluBlock(4, 6, stride=2, raw_shortcut=True))
+    x = torch.randn(2, 4, 8, 8)
+    out = F.conv2d(F.relu(normalised(block.bn1, x)), block.conv1.weight, stride=2, padding=1)
+    out = F.conv2d(F.relu(normalised(block.bn2, out)), block.conv2.weight, padding=1)
+    torch.testing.assert_close(block(x), out + F.conv2d(x, block.shortcut.weight, stride=2))
+
+
+def test_networks_of_the_single_step_methods() -> None:
+    """UIAT sheet 9.1 and 11.2: raw shortcuts; GradAlign's without the last norm, He's weights."""
+    torch.manual_seed(0)
+    plain, raw, bare = (timm.create_model(f"preact_resnet18{name}") for name in ("", "_raw", "_gradalign"))
+    for model, expected in ((plain, False), (raw, True), (bare, True)):
+        assert all(block.raw_shortcut == expected for stage in model.stages for block in stage)
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(bare.forward_features(x), bare.stages(bare.stem(x))) and bare.forward_features(x).min() < 0
+        assert raw.forward_features(x).min() == 0
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in (bare.bn, bare.act))
+    for block, outputs in zip((stage[0] for stage in bare.stages), (64, 128, 256, 512), strict=True):
+        assert block.conv2.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * outputs)), rel=0.03)
+    assert bare.classifier.weight.std().item() == pytest.approx(math.sqrt(2 / 512), rel=0.05)
+    assert not bare.classifier.bias.any()
 
 
 def test_silu_block_takes_its_shortcut_from_the_raw_input() -> None:

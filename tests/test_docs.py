@@ -21,7 +21,7 @@ from robustkit.core.loop import train_step
 from robustkit.core.order import epoch_order
 from robustkit.core.override import override
 from robustkit.core.parts import Parts, assemble
-from robustkit.core.recipe import Recipe, load_recipe
+from robustkit.core.recipe import Recipe, load_recipe, load_recipes
 from robustkit.core.registry import FOLDERS, registry
 from robustkit.core.spec import from_json, to_json
 from robustkit.core.world import World
@@ -197,7 +197,7 @@ def test_the_readme_shows_the_recipe_it_says_it_shows() -> None:
 def test_every_override_shown_applies(line: str) -> None:
     words = shlex.split(line, comments=True)
     changes = [word for word in words if "=" in word and not word.startswith("-")]
-    for path in (word for word in words if word.endswith(".py")):
+    for path in (word for word in words if re.search(r"\.py(:[\w.-]+)?$", word) and "=" not in word):
         recipe = load_recipe(ROOT / path)
         assert (override(recipe, changes) != recipe) == bool(changes)
 
@@ -214,8 +214,8 @@ def test_the_readme_s_methods_are_composed_as_it_says() -> None:
         recipes = sorted((ROOT / "recipes").glob(pattern))
         assert recipes, row
         for path in recipes:
-            recipe = load_recipe(path)
-            assert override(recipe, changes).epochs == recipe.epochs
+            for recipe in load_recipes(path).values():
+                assert override(recipe, changes).epochs == recipe.epochs
         asked += 1
     assert asked >= 4
 

@@ -1,6 +1,7 @@
 """Every recipe loads, survives JSON, says what it costs, and runs with --smoke."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,16 @@ import pytest
 from robustkit.cli.main import main
 from robustkit.core.batch import Progress
 from robustkit.core.loop import step_passes
-from robustkit.core.recipe import Recipe, load_recipe
+from robustkit.core.recipe import Recipe, load_recipe, load_recipes
 from robustkit.core.spec import digest, from_json, to_json
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.py"))
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.py"))
+RECIPES = [f"{file}:{name}" if name else file for file in FILES for name in load_recipes(ROOT / file)]
+SINGLE = [address for address in RECIPES if address in FILES]
+FAMILIES = [address for address in RECIPES if address not in FILES]
+TABLE = {"sat": 23, "trades": 27, "mart": 26, "hat": 31, "uiat": 28, "uiat-oneoff": 24}
+SINGLE_STEP = {"rs-fgsm": 5, "rs-fgsm-uiat": 6, "grad-align": 13, "grad-align-uiat": 14}
 UNITS = {  # forward-units of a step in the first epoch
     "recipes/natural.py": 3,
     "recipes/pgd_at_rn18.py": 23,
@@ -24,17 +30,42 @@ UNITS = {  # forward-units of a step in the first epoch
     "recipes/ecas_uiat_gmm_awp_wrn34.py": 32,
     "recipes/quickstart.py": 29,
     "recipes/cpu/ecas_uiat_wrn34.py": 29,
+    "recipes/pgd_at_rice_prn18.py": 23,
+    **{f"recipes/uiat_helper.py:{data}": 3 for data in ("cifar10", "cifar100", "svhn")},
+    **{f"recipes/uiat_table1.py:{data}-{k}": n for data in ("cifar10", "cifar100", "svhn") for k, n in TABLE.items()},
+    **{f"recipes/uiat_table3.py:eps{e}-{k}": TABLE[k] for e in (10, 12, 16) for k in TABLE if k not in ("sat", "mart")},
+    **{
+        f"recipes/uiat_table4.py:{data}-{net}-{k}": n
+        for data in ("cifar10", "cifar100")
+        for net in ("prn18", "wrn28")
+        for k, n in (("uiat", 28), ("uiat-oneoff", 24), ("hat", 31), ("helper", 3))
+    },
+    "recipes/uiat_table6.py:iat": 34,
+    "recipes/uiat_table6.py:uag": 26,
+    "recipes/uiat_table6.py:uag-fr": 28,
+    "recipes/uiat_table6.py:uag-iam": 26,
+    "recipes/uiat_table6.py:uiat": 28,
+    **{f"recipes/uiat_table5.py:{k}-{e}": n for e in (6, 8, 10) for k, n in SINGLE_STEP.items()},
+    "recipes/cpu/single_step.py:rs-fgsm-8": 5,
+    "recipes/cpu/single_step.py:rs-fgsm-16": 5,
+    "recipes/cpu/single_step.py:grad-align-8": 13,
+    **{f"recipes/cpu/uiat_table1.py:{k}": n for k, n in TABLE.items() if k != "sat"},
+    "recipes/cpu/uiat_table1.py:natural": 3,
+    "recipes/cpu/uiat_table1.py:pgd-at": 23,
+    "recipes/cpu/uiat_table1.py:iat": 34,
 }
 QUICK = {
     "recipes/quickstart.py",
     "recipes/cpu/ecas_uiat_wrn34.py",
     "recipes/trades_rn18.py",
     "recipes/uiat_oneoff_rn18.py",
+    "recipes/cpu/uiat_table1.py:hat",
+    "recipes/cpu/single_step.py:grad-align-8",
 }
 
 
 def test_all_recipes_are_found() -> None:
-    assert sorted(UNITS) == RECIPES
+    assert sorted(UNITS) == sorted(RECIPES)
 
 
 @pytest.mark.parametrize("path", RECIPES)
@@ -44,12 +75,27 @@ def test_loads_and_survives_json(path: str) -> None:
     assert again == recipe and hash(again) == hash(recipe) and digest(again) == digest(recipe)
 
 
-@pytest.mark.parametrize("path", RECIPES)
+def header_of(file: str) -> str:
+    return (ROOT / file).read_text(encoding="utf-8").split('"""')[1]
+
+
+@pytest.mark.parametrize("path", FILES)
 def test_header_says_what_how_and_cost(path: str) -> None:
-    header = (ROOT / path).read_text(encoding="utf-8").split('"""')[1]
+    header = header_of(path)
     assert f"robustkit run {path}" in header
     assert "forward-units a step" in header and "Measured:" in header
-    assert f"{UNITS[path]} forward-units" in header
+    assert path not in SINGLE or f"{UNITS[path]} forward-units" in header
+
+
+@pytest.mark.parametrize("address", FAMILIES)
+def test_header_of_a_family_has_a_line_for_each(address: str) -> None:
+    """With its cost in the last column, or named to be run and one cost for all."""
+    file, _, name = address.partition(":")
+    line = re.search(rf"^    {name}  .*? (\d+)(?: /.*)?$", header_of(file), re.MULTILINE)
+    if line is not None:
+        assert int(line[1]) == UNITS[address]
+    else:
+        assert f"robustkit run {address} " in header_of(file) and f"{UNITS[address]} forward-units" in header_of(file)
 
 
 @pytest.mark.parametrize("path", RECIPES)

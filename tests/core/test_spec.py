@@ -72,6 +72,7 @@ def test_every_strategy_is_a_value(value: Any) -> None:
     with pytest.raises(SpecError, match="by name"):
         type(value)(1)
     names = {cls.__name__: cls for kind in FOLDERS for cls in built_in(kind)}
+    names |= {type(part).__name__: type(part) for _, part in walk(value)}
     assert eval(repr(value), names | {type(value).__name__: type(value), "inf": math.inf}) == value
     assert type(value).__doc__ and type(value).__doc__.strip()
 
