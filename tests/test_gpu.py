@@ -1,5 +1,6 @@
 """The same on a GPU: runs wherever there is one, skipped elsewhere."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,17 @@ import torch
 from robustkit import Model, Precision, Recipe, Suite, Validation, evolve, resume, run
 from robustkit.attacks import PGD
 from robustkit.core import checkpoint
+from robustkit.core.batch import Budget
+from robustkit.core.loop import train_step
+from robustkit.core.rng import whole
 from robustkit.datasets import Digits
+from robustkit.engine import Predictor
 from robustkit.epsilons import ECAS
 from robustkit.evaluation import PGD_20, Attacked, AutoAttack, Clean
 from robustkit.heads import GaussianMixture
 from robustkit.losses import Align
 from robustkit.optimizers import SGD
+from robustkit.runs import load_parts, make_world
 from robustkit.schedules import OneCycle
 from robustkit.targets import Momentum, Universal
 from robustkit.threats import Linf
@@ -50,6 +56,42 @@ def test_trains_evaluates_and_resumes(precision: str, tmp_path: Path) -> None:
     last = done.results["last"]
     assert last["clean"]["accuracy"] > 0.8 and last["pgd-20"]["accuracy"] > 0.3
     assert last["autoattack"]["accuracy"] <= 1.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recorded_attacks_are_the_plain_ones(precision: str) -> None:
+    """A replay gives the plain attack's images with the weights of the moment; where it cannot, `trouble` says why."""
+    recipe = evolve(RECIPE, precision=Precision(attack=precision, outer=precision))  # type: ignore[arg-type]
+    parts = load_parts(recipe, make_world(recipe, "cuda"))
+    device = parts.world.device
+    assert parts.graphs is not None
+    plain = Predictor(parts.model, device, precision, parts.folding)
+    quick = Predictor(parts.model, device, precision, parts.folding, parts.graphs)
+    parts.model.eval()
+    for number in range(5):
+        x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(number)).to(device)
+        y = torch.arange(32, device=device) % 10
+        budget = Budget(torch.full((32,), 0.03 * (number + 1), device=device))
+        found, expected = (PGD(steps=5)(p, x, y, budget, recipe.threat, whole(x, number)) for p in (quick, plain))
+        assert torch.equal(found, expected)
+        with torch.no_grad():
+            for parameter in parts.model.parameters():
+                parameter.mul_(1.1)
+    assert not parts.graphs.trouble
+
+
+def test_a_step_never_waits_for_the_device() -> None:
+    parts = load_parts(RECIPE, make_world(RECIPE, "cuda"))
+    for _ in range(4):  # recordings are made
+        train_step(parts, parts.rows[:64])
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            train_step(parts, parts.rows[:64])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not [str(warning.message) for warning in found if "synchroniz" in str(warning.message)]
 
 
 def test_a_checkpoint_moves_between_devices(tmp_path: Path) -> None:
