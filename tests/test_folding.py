@@ -12,13 +12,17 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 import robustkit.backbones  # noqa: F401
+from robustkit.attacks import PGD
 from robustkit.backbones.wide_resnet import WideResNet
+from robustkit.core.batch import Budget
 from robustkit.core.model import Model, RobustModel
 from robustkit.core.parts import fold_backbone
+from robustkit.core.rng import whole
 from robustkit.core.world import World
 from robustkit.engine import Predictor, count_passes
 from robustkit.engine.folding import Folding, fold
 from robustkit.heads import Linear
+from robustkit.threats import Linf
 
 
 def lively(model: nn.Module) -> nn.Module:
@@ -216,6 +220,30 @@ def test_weights_are_those_of_the_moment(precision: str) -> None:
             for parameter in model.parameters():
                 parameter -= 0.1 * parameter.grad  # statistics moved, too
         model.eval()
+
+
+def test_the_fast_attack_is_as_strong() -> None:
+    """bfloat16 and folded: most signs are the same, and the loss reached, judged the plain way, is within 1 %."""
+    model = robust_model()
+    plain, _ = predictors(model)
+    _, quick = predictors(model, "bf16")
+    x, y = torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 10
+    budget = Budget(torch.full((32,), 8 / 255))
+
+    def slope(predict: Predictor) -> Tensor:
+        image = x.clone().requires_grad_()
+        with predict.using("eval") as forward:
+            (gradient,) = torch.autograd.grad(F.cross_entropy(forward(image).logits, y, reduction="sum"), image)
+        return gradient.sign()
+
+    def loss(images: Tensor) -> float:
+        with torch.no_grad(), plain.using("eval") as forward:
+            return float(F.cross_entropy(forward(images).logits, y))
+
+    assert (slope(plain) == slope(quick)).float().mean() > 0.95
+    attacked = {predict: PGD(steps=10)(predict, x, y, budget, Linf(), whole(x, 0)) for predict in (plain, quick)}
+    gains = [loss(attacked[predict]) - loss(x) for predict in (plain, quick)]
+    assert gains[0] > 0.1 and gains[1] == pytest.approx(gains[0], rel=0.01)
 
 
 def test_gradients_reach_images_and_passes_are_counted() -> None:
