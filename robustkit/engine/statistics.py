@@ -45,18 +45,88 @@ def global_batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """`F.batch_norm` in training, with mean and variance over the images of all processes."""
-    dims = [0, *range(2, x.ndim)]
-    shape = [1, -1] + [1] * (x.ndim - 2)
-    values = x.float()
-    count = torch.tensor([x.numel() / x.shape[1]], device=x.device)
-    dist.all_reduce(count)
-    mean = _sum(values.sum(dims)) / count
-    centred = values - mean.view(shape)
-    variance = _sum(centred.square().sum(dims)) / count
+    out, mean, variance, count = _Normalised.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.mul_(1 - momentum).add_(momentum * mean)
             running_var.mul_(1 - momentum).add_(momentum * variance * count / (count - 1))
+    return out  # type: ignore[no-any-return]
+
+
+class _Normalised(torch.autograd.Function):
+    """Normalised images; mean, variance and number of values over all processes.
+
+    torch's own kernels do the work on this process's images, one collective forwards and one backwards the rest.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        channels, here = x.shape[1], x.numel() / x.shape[1]
+        one = torch.ones(channels, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        _, mean, inverse = torch.native_batch_norm(x, one, None, None, None, True, 0.0, eps)
+        precise = mean.double()  # the mean of squares less the square of the mean: in float32 it would lose digits
+        squares = inverse.double().pow(-2) - eps + precise.square()
+        sums = torch.cat([here * precise, here * squares, precise.new_full((1,), here)])
+        dist.all_reduce(sums)
+        count = sums[-1]
+        precise = sums[:channels] / count
+        variance = (sums[channels:-1] / count - precise.square()).clamp_min(0)
+        inverse = torch.rsqrt(variance + eps).to(mean.dtype)
+        mean, variance, count = precise.to(mean.dtype), variance.to(mean.dtype), count.to(mean.dtype)
+        scale = one if weight is None else weight
+        out, _, _ = torch.native_batch_norm(x, scale, bias, mean, variance, False, 0.0, eps)
+        ctx.save_for_backward(x, weight, bias, mean, inverse, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        ctx.eps = eps
+        return out, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight, bias, mean, inverse, count = ctx.saved_tensors
+        if torch.is_grad_enabled():  # it will be differentiated in turn
+            wanted = [tensor for tensor in (x, weight, bias) if tensor is not None and tensor.requires_grad]
+            out = _in_small_steps(x, weight, bias, ctx.eps)
+            found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True))
+            x, weight, bias = (
+                next(found) if tensor is not None and tensor.requires_grad else None for tensor in (x, weight, bias)
+            )
+            return x, weight, bias, None
+        to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient,
+            x,
+            torch.ones_like(mean) if weight is None else weight,
+            None,
+            None,
+            mean,
+            inverse,
+            True,
+            ctx.eps,
+            [True] * 3,
+        )
+        # The kernel has subtracted means over this process's images; those over all are meant.
+        here = torch.cat([to_bias, to_weight]).double()
+        everywhere = here.clone()
+        dist.all_reduce(everywhere)
+        gaps = here / (x.numel() / x.shape[1]) - everywhere / count
+        constant, slope = gaps.to(mean.dtype).chunk(2)
+        factor = inverse if weight is None else inverse * weight
+        slope = factor * slope * inverse
+        constant = factor * constant - slope * mean
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        to_x.addcmul_(x, slope.view(shape)).add_(constant.view(shape))
+        return to_x, None if weight is None else to_weight, None if bias is None else to_bias, None
+
+
+def _in_small_steps(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """The same of operations that can be differentiated as often as one likes."""
+    dims, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
+    values = x.float() if x.dtype == torch.bfloat16 else x
+    count = values.new_tensor([x.numel() / x.shape[1]])
+    dist.all_reduce(count)
+    centred = values - (_sum(values.sum(dims)) / count).view(shape)
+    variance = _sum(centred.square().sum(dims)) / count
     out = centred * torch.rsqrt(variance + eps).view(shape)
     if weight is not None:
         out = out * weight.view(shape)
