@@ -45,7 +45,7 @@ def global_batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """`F.batch_norm` in training, with mean and variance over the images of all processes."""
-    out, mean, variance, count = _Normalised.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+    out, mean, variance, count = _Normalised.apply(x, weight, bias, eps)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.mul_(1 - momentum).add_(momentum * mean)
