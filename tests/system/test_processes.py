@@ -88,7 +88,7 @@ RECIPES = {
     "trades": recipe(loss=Trades(), attack=PGD(steps=2, objective=KL()), optimizer=SGD(lr=0.01)),
     "mart": recipe(loss=Mart(), optimizer=SGD(lr=0.01)),
     "hat": recipe(loss=Hat(), attack=PGD(steps=2, objective=KL()), optimizer=SGD(lr=0.01)),
-    "rs-fgsm": recipe(attack=RSFGSM()),
+    "rs-fgsm": recipe(attack=RSFGSM(), optimizer=SGD(lr=0.01)),
     "grad-align": recipe(
         loss=GradAlign(weight=1.0), attack=RSFGSM(noise=0.0, mode="train-frozen"), optimizer=SGD(lr=0.01)
     ),
