@@ -348,7 +348,7 @@ def _train_and_judge(
         if world.rank == 0:
             kept = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
             checkpoint.write_text(metrics, "".join(kept[:lines]))
-        if parts.step < recipe.epochs * parts.steps_per_epoch:
+        if not parts.finished:
             _ready(parts)
     else:
         loaded = _ready(parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from robustkit.cli.options import add_device, add_json, add_recipe, count
+from robustkit.cli.options import add_device, add_json, add_precision, add_recipe, count, precision_words
 from robustkit.cli.outcome import say
 
 EXAMPLES = """\
@@ -20,7 +20,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="of attack and outer passes")
+    add_precision(parser)
     parser.add_argument("--windows", type=count, default=3, metavar="N", help="timed windows; the median is reported")
     parser.add_argument("--steps", type=count, default=1, metavar="N", help="steps in a window")
     parser.add_argument("--no-plain", action="store_true", help="leave out the usual script")
@@ -35,10 +35,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from robustkit.reporting import consoles
     from robustkit.reporting.speed import print_speed
 
-    words = list(arguments.overrides)
-    if arguments.precision is not None:
-        words += [f"precision.attack={arguments.precision}", f"precision.outer={arguments.precision}"]
-    recipe = override(load_recipe(arguments.recipe), words)
+    recipe = override(load_recipe(arguments.recipe), [*arguments.overrides, *precision_words(arguments)])
     found = bench(
         recipe,
         device=arguments.device,

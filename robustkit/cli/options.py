@@ -25,6 +25,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_MISTAKE, f"error: {message}; see `{self.prog} --help`\n")
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """--precision auto|fp32|bf16"""
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="of attack and outer passes")
+
+
+def precision_words(arguments: argparse.Namespace) -> list[str]:
+    """The overrides that --precision is another way to write."""
+    if arguments.precision is None:
+        return []
+    return [f"precision.{passes}={arguments.precision}" for passes in ("attack", "outer")]
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """RECIPE [path=value ...]"""
     words = "a recipe file (FILE.py:NAME where it defines several), a recipe.json, or a run folder"

@@ -11,7 +11,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from robustkit.cli.options import add_recipe, add_run_control
+from robustkit.cli.options import add_precision, add_recipe, add_run_control, precision_words
 from robustkit.cli.outcome import exit_code, report, say, show_results, watched
 from robustkit.core.errors import UserError
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="try it out: two steps on made-up images, then all the rest; nothing kept without --out",
     )
     parser.add_argument("--no-preflight", action="store_true", help="begin without looking for mistakes first")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="of attack and outer passes")
+    add_precision(parser)
     parser.add_argument("--seed", metavar="N", help="same as seed=N")
     add_run_control(parser)
 
@@ -64,9 +64,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
     """Options are only another way to write overrides."""
-    words = list(arguments.overrides)
-    if arguments.precision is not None:
-        words += [f"precision.attack={arguments.precision}", f"precision.outer={arguments.precision}"]
+    words = [*arguments.overrides, *precision_words(arguments)]
     if arguments.seed is not None:
         words.append(f"seed={arguments.seed}")
     return words

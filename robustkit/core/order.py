@@ -28,6 +28,23 @@ def batches_per_epoch(samples: int, batch_size: int) -> int:
 
 
 @attrs.frozen
+class Shuffled:
+    """Training images of one source, of which an epoch takes each of the `trained` ones once."""
+
+    trained: int
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        return batches_per_epoch(self.trained, batch_size)
+
+    def smallest_batch(self, batch_size: int) -> int:
+        return min(batch_size, self.trained - (self.batches_per_epoch(batch_size) - 1) * batch_size)
+
+    def epoch_order(self, rows: Tensor, batch_size: int, seed: int, epoch: int) -> Tensor:
+        """As `epoch_order`."""
+        return epoch_order(rows, seed, epoch)
+
+
+@attrs.frozen
 class Mixture:
     """Training images of two sources: rows [0, `own`) are the data set's own, all further ones are synthetic.
 
@@ -41,6 +58,9 @@ class Mixture:
 
     def batches_per_epoch(self, batch_size: int) -> int:
         return math.ceil(self.own / batch_size)
+
+    def smallest_batch(self, batch_size: int) -> int:
+        return batch_size
 
     def epoch_order(self, rows: Tensor, batch_size: int, seed: int, epoch: int) -> Tensor:
         """(batches x batch_size,): the rows of an epoch, batch after batch, each batch shuffled.

@@ -15,7 +15,7 @@ from robustkit.core.batch import Progress
 from robustkit.core.device import has_fast_bfloat16
 from robustkit.core.errors import RecipeError
 from robustkit.core.model import RobustModel
-from robustkit.core.order import batches_per_epoch, epoch_order
+from robustkit.core.order import Mixture, Shuffled
 from robustkit.core.recipe import Precision, Recipe
 from robustkit.core.spec import evolve
 from robustkit.core.strategy import Record, build
@@ -92,6 +92,8 @@ class Parts:
     data: Data
     train: Images
     rows: Tensor  # (n,) rows of the training set that are trained on
+    own: int  # rows below are the data set's own, others synthetic
+    sampling: Shuffled | Mixture  # which of them make an epoch
     validation_rows: Tensor  # (m,) rows held out
     model: RobustModel
     averaged: RobustModel | None
@@ -106,20 +108,16 @@ class Parts:
 
     @property
     def steps_per_epoch(self) -> int:
-        if self.data.mixture is not None:
-            return self.data.mixture.batches_per_epoch(self.recipe.batch_size)
-        return batches_per_epoch(len(self.rows), self.recipe.batch_size)
+        return self.sampling.batches_per_epoch(self.recipe.batch_size)
 
     @property
     def own_rows(self) -> Tensor:
         """Those of `rows` that are no synthetic images."""
-        return self.rows if self.data.mixture is None else self.rows[self.rows < self.data.mixture.own]
+        return self.rows[self.rows < self.own]
 
     def order(self, epoch: int) -> Tensor:
         """The rows of an epoch, batch after batch: a function of (seed, epoch)."""
-        if self.data.mixture is not None:
-            return self.data.mixture.epoch_order(self.rows, self.recipe.batch_size, self.recipe.seed, epoch)
-        return epoch_order(self.rows, self.recipe.seed, epoch)
+        return self.sampling.epoch_order(self.rows, self.recipe.batch_size, self.recipe.seed, epoch)
 
     @property
     def progress(self) -> Progress:
@@ -128,7 +126,7 @@ class Parts:
     @property
     def collapsed(self) -> bool:
         """Whether training has ended because robustness collapsed."""
-        return self.recipe.validation.on_collapse == "stop" and "collapse" in self.best
+        return self.recipe.validation.ended_by(self.best)
 
     @property
     def finished(self) -> bool:
@@ -215,9 +213,8 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
             place="batch_size",
             remedy=f"at most {len(train_rows)}",
         )
-    steps = batches_per_epoch(len(train_rows), recipe.batch_size)
-    rest = len(train_rows) - (steps - 1) * recipe.batch_size
-    smallest = min(recipe.batch_size, rest) if data.mixture is None else recipe.batch_size
+    sampling = data.mixture or Shuffled(len(train_rows))
+    smallest = sampling.smallest_batch(recipe.batch_size)
     if world.size > smallest:
         raise RecipeError(
             f"the smallest batch has {smallest} images for {world.size} processes",
@@ -245,6 +242,8 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
         data=data,
         train=_at_hand(data.train, world.device),
         rows=train_rows,
+        own=own,
+        sampling=sampling,
         validation_rows=validation_rows,
         model=model,
         averaged=deepcopy(model) if recipe.average is not None else None,

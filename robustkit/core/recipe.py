@@ -60,6 +60,10 @@ class Validation:
     every: int = setting(default=1, at_least=1)
     on_collapse: Literal["warn", "stop"] = "warn"
 
+    def ended_by(self, best: dict[str, Any]) -> bool:
+        """Whether training ended at a collapse: `best` is what a run, or its checkpoint's facts, holds of that name."""
+        return self.on_collapse == "stop" and "collapse" in best
+
 
 @spec
 class Precision:

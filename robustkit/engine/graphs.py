@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 Function = Callable[..., Tensor]
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
@@ -49,7 +49,7 @@ class Graphs:
             if len(self._kept) >= RECORDINGS:
                 return function(*tensors)
             plain = function(*tensors)
-            self._kept[full] = self._recorded(function, tensors, plain)
+            self._kept[full] = self._recorded(function, leaves, structure, plain)
             return plain
         kept = self._kept[full]
         if kept is None:
@@ -66,9 +66,8 @@ class Graphs:
         return f"attacks not recorded ({self.trouble})" if self.trouble else "attacks recorded"
 
     def _recorded(
-        self, function: Function, tensors: tuple[Any, ...], plain: Tensor
+        self, function: Function, leaves: list[Any], structure: TreeSpec, plain: Tensor
     ) -> tuple[list[Tensor], Callable[[], None], Tensor] | None:
-        leaves, structure = tree_flatten(tensors)
         held = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         arguments = tree_unflatten(held, structure)
         try:

@@ -153,7 +153,7 @@ def _worth_a_row(path: str, found: dict[str, list[Any]]) -> bool:
 
 def groups(items: Sequence[Item]) -> list[Group]:
     """Runs with results, those of one recipe but for its seed together. Of one recipe and seed the first run counts."""
-    names = _short([item.path for item in items])
+    names = short_names([item.path for item in items])
     found: dict[str, dict[int, tuple[str, Item]]] = {}
     for name, item in zip(names, items, strict=True):
         if item.results:
@@ -252,7 +252,7 @@ def print_comparison(console: Console, items: Sequence[Item]) -> None:
 
     Runs of one recipe but for the seed are one group.
     """
-    names = _short([item.path for item in items])
+    names = short_names([item.path for item in items])
     found = differing(items)
     if found:
         table = plain_table("Setting", *names, title="Settings that differ")
@@ -320,7 +320,7 @@ def _interval(shares: Interval) -> str:
     return f"({formats.percent(shares[0])} to {formats.percent(shares[1])})"
 
 
-def _short(paths: Sequence[str]) -> list[str]:
+def short_names(paths: Sequence[str]) -> list[str]:
     """The paths without the folders that all of them share."""
     parts = [Path(path).parts for path in paths]
     shared = 0

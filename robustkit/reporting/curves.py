@@ -20,7 +20,7 @@ from robustkit.core.registry import hint
 from robustkit.core.strategy import ThreatModel
 from robustkit.evaluation.curves import ALONG, ClassAccuracy, Curve, by_class, curve
 from robustkit.reporting import formats
-from robustkit.reporting.figures import _STYLE, _VERMILLION, _figure
+from robustkit.reporting.figures import STYLE, VERMILLION, new_figure
 
 CURVES = (*ALONG, "classes")
 """What may be asked for."""
@@ -61,11 +61,11 @@ def draw_curves(
             raise UserError(f"there is no curve '{name}'", place="curves", remedy=remedy)
     target, store = folder / "figures", folder / "curves.json"
     target.mkdir(parents=True, exist_ok=True)
-    data: dict[str, Any] = _stored(store)
+    data: dict[str, Any] = stored(store)
     paths = []
     options: dict[str, Any] = {"threat": threat, "limit": limit, "seed": seed, "device": device}
     for name in dict.fromkeys(wanted):
-        with rc_context(_STYLE):
+        with rc_context(STYLE):
             if name == "classes":
                 classes = by_class(model, images, labels, names=names, **options)
                 data[name] = {key: [entry.to_json() for entry in found] for key, found in classes.items()}
@@ -84,14 +84,14 @@ def draw_curves(
 
 def curve_figure(found: Curve) -> Figure:
     """Accuracy along radii, steps or restarts; the radius that results are reported at is marked."""
-    figure = _figure(5.6, 3.4)
+    figure = new_figure(5.6, 3.4)
     axes = figure.subplots()
     in_255ths = found.along == "epsilon" and found.norm == "Linf"
     values = [255 * value if in_255ths else value for value in found.values]
     low, high = ([100 * interval[end] for interval in found.ci95] for end in (0, 1))
     shares = [100 * accuracy for accuracy in found.accuracies]
-    axes.fill_between(values, low, high, color=_VERMILLION, alpha=0.18, linewidth=0, label="95 % interval")
-    axes.plot(values, shares, color=_VERMILLION, marker="o", markersize=4, label=found.key)
+    axes.fill_between(values, low, high, color=VERMILLION, alpha=0.18, linewidth=0, label="95 % interval")
+    axes.plot(values, shares, color=VERMILLION, marker="o", markersize=4, label=found.key)
     radius = formats.in_255ths(found.epsilon) if found.norm == "Linf" else f"{found.epsilon:.3g}"
     if found.along == "epsilon":
         mark = 255 * found.epsilon if in_255ths else found.epsilon
@@ -115,7 +115,7 @@ def classes_figure(classes: dict[str, tuple[ClassAccuracy, ...]], threat: Threat
     order = sorted(range(len(robust)), key=lambda number: (robust[number].accuracy, clean[number].accuracy))
     columns = -(-len(order) // ROWS)
     rows = -(-len(order) // columns)
-    figure = _figure(5.6 if columns == 1 else 4.2 * columns, 1.2 + (0.3 if rows <= 20 else 0.17) * max(4, rows))
+    figure = new_figure(5.6 if columns == 1 else 4.2 * columns, 1.2 + (0.3 if rows <= 20 else 0.17) * max(4, rows))
     grid = figure.subplots(1, columns, squeeze=False, sharex=True)[0]
     for column, axes in enumerate(grid):
         part = order[::-1][column * rows : (column + 1) * rows][::-1]
@@ -123,7 +123,7 @@ def classes_figure(classes: dict[str, tuple[ClassAccuracy, ...]], threat: Threat
         shown = [100 * clean[number].accuracy for number in part]
         axes.barh(heights, shown, height=0.78, color=_PALE, label=clean_key)
         shown = [100 * robust[number].accuracy for number in part]
-        axes.barh(heights, shown, height=0.78, color=_VERMILLION, label=key)
+        axes.barh(heights, shown, height=0.78, color=VERMILLION, label=key)
         ends = [[100 * robust[number].ci95[end] for number in part] for end in (0, 1)]
         axes.hlines(heights, *ends, color="black", linewidth=0.8, label="95 % interval")
         axes.set_yticks(heights, [_short(robust[number]) for number in part], fontsize=8 if rows <= 20 else 6)
@@ -187,7 +187,7 @@ def _worst(classes: dict[str, tuple[ClassAccuracy, ...]]) -> str:
     return ", ".join(words)
 
 
-def _stored(path: Path) -> dict[str, Any]:
+def stored(path: Path) -> dict[str, Any]:
     """The curves that are there already; none where the file is not ours to read."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -31,9 +31,9 @@ EXAMPLES = 6
 ROWS_OF_RADII = 24
 """At most so many different radii are told apart; more are binned."""
 
-_BLUE, _VERMILLION, _PURPLE = "#0072B2", "#D55E00", "#CC79A7"  # Okabe and Ito's colours, which everybody can tell apart
+BLUE, VERMILLION, _PURPLE = "#0072B2", "#D55E00", "#CC79A7"  # Okabe and Ito's colours, which everybody can tell apart
 _TERMS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -54,7 +54,7 @@ def draw(folder: Path, parts: Parts) -> list[Path]:
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     reports: list[dict[str, Any]] = [json.loads(line) for line in lines]
     figures: dict[str, Figure] = {}
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         if reports:
             figures["curves"] = curves(reports, parts.best.get("epoch"))
             if parts.recipe.attack is not None:
@@ -70,12 +70,12 @@ def draw(folder: Path, parts: Parts) -> list[Path]:
 
 def curves(reports: Sequence[dict[str, Any]], best: int | None) -> Figure:
     """Accuracy on held-out and training images, the terms of the loss, and the learning rate, by epoch."""
-    figure = _figure(10.5, 3.2)
+    figure = new_figure(10.5, 3.2)
     accuracy, loss, rate = figure.subplots(1, 3, width_ratios=(1.25, 1, 0.8))
     for part, label, style in (("validation", "held out", "-"), ("training", "training", "--")):
-        for kind, colour in (("natural", _BLUE), ("robust", _VERMILLION), ("fgsm", _PURPLE)):
+        for kind, colour in (("natural", BLUE), ("robust", VERMILLION), ("fgsm", _PURPLE)):
             points = [(r["epoch"], 100 * r[part][kind]) for r in reports if kind in r.get(part, {})]
-            _line(accuracy, points, f"{kind}, {label}", color=colour, linestyle=style)
+            draw_line(accuracy, points, f"{kind}, {label}", color=colour, linestyle=style)
     accuracy.set(title="Accuracy", ylabel="%", ylim=(0, 101.5))
     if best is not None:
         accuracy.axvline(best, color="#555555", linewidth=1.2, linestyle=":", label="best checkpoint", zorder=0)
@@ -83,14 +83,14 @@ def curves(reports: Sequence[dict[str, Any]], best: int | None) -> Figure:
         accuracy.legend(loc="best")
     else:
         accuracy.text(0.5, 0.5, "no images were held out", transform=accuracy.transAxes, ha="center", color="#555555")
-    _line(loss, [(r["epoch"], r["train"]["objective"]) for r in reports], "objective", color="black", linewidth=1.8)
+    draw_line(loss, [(r["epoch"], r["train"]["objective"]) for r in reports], "objective", color="black", linewidth=1.8)
     terms = list(dict.fromkeys(name for r in reports for name in r["train"] if name.startswith("term ")))
     for number, name in enumerate(terms if len(terms) > 1 else ()):
         points = [(r["epoch"], r["train"][name]) for r in reports if name in r["train"]]
-        _line(loss, points, name.removeprefix("term "), color=_TERMS[number % len(_TERMS)])
+        draw_line(loss, points, name.removeprefix("term "), color=_TERMS[number % len(_TERMS)])
     loss.set(title="Training loss", ylabel="nats")
     loss.legend(loc="best")
-    _line(rate, [(r["epoch"], r["lr"]) for r in reports], "", color="#555555")
+    draw_line(rate, [(r["epoch"], r["lr"]) for r in reports], "", color="#555555")
     rate.set(title="Learning rate", ylabel="at the end of the epoch")
     rate.set_ylim(bottom=0)
     for axes in (accuracy, loss, rate):
@@ -102,7 +102,7 @@ def curves(reports: Sequence[dict[str, Any]], best: int | None) -> Figure:
 def radii(reports: Sequence[dict[str, Any]]) -> Figure:
     """Which share of an epoch's images was attacked with which radius."""
     values, shares = _histogram(reports)
-    figure = _figure(6.6, 1.6 + 0.17 * max(5, len(values)))
+    figure = new_figure(6.6, 1.6 + 0.17 * max(5, len(values)))
     axes = figure.subplots()
     epochs = [report["epoch"] for report in reports]
     image = axes.imshow(
@@ -118,7 +118,7 @@ def radii(reports: Sequence[dict[str, Any]]) -> Figure:
     means = [report["train"]["epsilon"] * 255 for report in reports]
     heights = np.interp(means, values, np.arange(len(values))) if len(values) > 1 else np.zeros(len(means))
     axes.plot(range(1, len(epochs) + 1), heights, color="white", linewidth=3)
-    axes.plot(range(1, len(epochs) + 1), heights, color=_VERMILLION, linewidth=1.5, marker=".", label="mean")
+    axes.plot(range(1, len(epochs) + 1), heights, color=VERMILLION, linewidth=1.5, marker=".", label="mean")
     axes.set_yticks(range(len(values)), [f"{value:.3g}" for value in values])
     axes.set(title="Radii of the training attack", xlabel="epoch", ylabel="radius (1/255)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -156,16 +156,16 @@ class _Row:
 
 def examples(parts: Parts) -> Figure:
     """Test images: natural, perturbation, adversarial (PGD-20), inverse adversarial; what the model makes of each."""
-    batch = make_batch(parts.data.test, _varied(parts.data.test.labels), device=parts.world.device)
+    batch = make_batch(parts.data.test, varied(parts.data.test.labels), device=parts.world.device)
     predict = Predictor(parts.final, parts.world.device)
     with torch.no_grad(), predict.using("eval") as forward:
         shown = _example_rows(parts, forward, batch)
     count = len(batch.y)
-    figure = _figure(1.0 + 1.35 * count, 0.5 + 1.6 * len(shown))
+    figure = new_figure(1.0 + 1.35 * count, 0.5 + 1.6 * len(shown))
     grid = figure.subplots(len(shown), count, squeeze=False)
     for row, line in zip(shown, grid, strict=True):
         for column, axes in enumerate(line):
-            _picture(axes, row.images[column])
+            draw_picture(axes, row.images[column])
             if row.probabilities is not None:
                 axes.set_title(*_verdict(parts, row.probabilities[column], int(batch.y[column])))
         line[0].set_ylabel(row.label, fontsize=8)
@@ -214,7 +214,7 @@ def _class_perturbations(target: Any) -> Tensor | None:
     return next((z for z in found if isinstance(z, Tensor)), None)
 
 
-def _varied(labels: Tensor, count: int = EXAMPLES) -> Tensor:
+def varied(labels: Tensor, count: int = EXAMPLES) -> Tensor:
     """Rows of `count` test images: the first of each class, then the second of each, and so on."""
     by_class = labels.argsort(stable=True)
     counts = labels.bincount()
@@ -223,7 +223,7 @@ def _varied(labels: Tensor, count: int = EXAMPLES) -> Tensor:
     return turn.argsort(stable=True)[:count]
 
 
-def _picture(axes: Axes, image: Tensor) -> None:
+def draw_picture(axes: Axes, image: Tensor) -> None:
     pixels = image.detach().float().cpu().permute(1, 2, 0).numpy()
     if pixels.shape[2] == 3:
         axes.imshow(pixels, vmin=0, vmax=1, interpolation="nearest")
@@ -237,18 +237,18 @@ def _picture(axes: Axes, image: Tensor) -> None:
 
 def _verdict(parts: Parts, probabilities: Tensor, label: int) -> tuple[str, dict[str, Any]]:
     predicted = int(probabilities.argmax())
-    colour = _BLUE if predicted == label else _VERMILLION
+    colour = BLUE if predicted == label else VERMILLION
     text = f"{parts.data.classes[predicted][:12]}\n{100 * float(probabilities[label]):.0f} %"
     return text, {"fontsize": 8, "fontweight": "normal", "color": colour}
 
 
-def _line(axes: Axes, points: Sequence[tuple[float, float]], label: str, **style: Any) -> None:
+def draw_line(axes: Axes, points: Sequence[tuple[float, float]], label: str, **style: Any) -> None:
     if points:
         marker = "o" if len(points) <= 30 else None
         axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3, **style)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -67,6 +67,8 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "pgd_at_rn18.py"
 
 Step = Callable[[], tuple[Tensor, Tensor, Tensor]]
 """Takes a training step; returns its images (B, C, H, W), labels and adversarial examples."""
+Attack = Callable[[Tensor, Tensor], Tensor]
+"""Adversarial examples of images and labels."""
 
 
 def robustkit_step(parts: Parts, size: int) -> Step:
@@ -96,20 +98,16 @@ class _Noted:
         return getattr(self._loss, name)
 
 
-def script_step(net: nn.Module, loader: DataLoader[Any], steps: int, device: torch.device, autocast: bool) -> Step:
-    """The usual script."""
+def usual_step(
+    net: nn.Module, loader: DataLoader[Any], attack: Attack, device: torch.device, autocast: bool = False
+) -> Step:
+    """A batch from a loader, examples by `attack`, and a step on them."""
     optimizer, batches = _optimizer(net), _forever(lambda: loader)
 
     def step() -> tuple[Tensor, Tensor, Tensor]:
         x, y = (tensor.to(device, non_blocking=True) for tensor in next(batches))
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            net.eval()
-            x_adv = (x + torch.empty_like(x).uniform_(-EPSILON, EPSILON)).clamp(0, 1)
-            for _ in range(steps):
-                x_adv.requires_grad_()
-                (gradient,) = torch.autograd.grad(F.cross_entropy(net(x_adv), y), x_adv)
-                x_adv = x_adv.detach() + STEP_SIZE * gradient.sign()
-                x_adv = torch.min(torch.max(x_adv, x - EPSILON), x + EPSILON).clamp(0, 1)
+            x_adv = attack(x, y)
             net.train()
             loss = F.cross_entropy(net(x_adv), y)
         optimizer.zero_grad()
@@ -120,23 +118,27 @@ def script_step(net: nn.Module, loader: DataLoader[Any], steps: int, device: tor
     return step
 
 
+def script_step(net: nn.Module, loader: DataLoader[Any], steps: int, device: torch.device, autocast: bool) -> Step:
+    """The usual script."""
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        net.eval()
+        x_adv = (x + torch.empty_like(x).uniform_(-EPSILON, EPSILON)).clamp(0, 1)
+        for _ in range(steps):
+            x_adv.requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(net(x_adv), y), x_adv)
+            x_adv = x_adv.detach() + STEP_SIZE * gradient.sign()
+            x_adv = torch.min(torch.max(x_adv, x - EPSILON), x + EPSILON).clamp(0, 1)
+        return x_adv
+
+    return usual_step(net, loader, attack, device, autocast)
+
+
 def torchattacks_step(net: nn.Module, loader: DataLoader[Any], steps: int, device: torch.device) -> Step:
     import torchattacks
 
-    optimizer, batches = _optimizer(net), _forever(lambda: loader)
     attack = torchattacks.PGD(net, eps=EPSILON, alpha=STEP_SIZE, steps=steps, random_start=True)
-
-    def step() -> tuple[Tensor, Tensor, Tensor]:
-        x, y = (tensor.to(device, non_blocking=True) for tensor in next(batches))
-        x_adv = attack(x, y)
-        net.train()
-        loss = F.cross_entropy(net(x_adv), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return x, y, x_adv
-
-    return step
+    return usual_step(net, loader, attack, device)
 
 
 def art_step(net: nn.Module, loader: DataLoader[Any], steps: int, device: torch.device) -> Step:

@@ -65,11 +65,11 @@ def make(name: str, runs: Sequence[FinishedRun], **options: Any) -> tuple[dict[s
     """
     from matplotlib import rc_context
 
-    from robustkit.reporting.figures import _STYLE
+    from robustkit.reporting.figures import STYLE
 
     figure_named(name)
     module = importlib.import_module(f"{__name__}.{name}")
     collected = module.collect(runs, **options)
     data = {"figure": name, "checkpoint": runs[0].checkpoint, "runs": [str(run.folder) for run in runs]} | collected
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         return data, module.draw(data)

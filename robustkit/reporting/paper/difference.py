@@ -5,7 +5,6 @@ Image by image on the same test images, so that the interval is that of a paired
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +17,9 @@ from robustkit.core.spec import evolve
 from robustkit.core.strategy import Measure, ThreatModel
 from robustkit.evaluation import PGD_20, AutoAttack, Clean
 from robustkit.evaluation.statistics import paired
-from robustkit.reporting.figures import _BLUE, _figure
+from robustkit.reporting.figures import BLUE, new_figure
 from robustkit.reporting.paper.finished import FinishedRun, on_the_same_data
-from robustkit.reporting.paper.panels import GREY, radius_in_words, radius_label, unit_of
+from robustkit.reporting.paper.panels import GREY, quarters_of, radius_in_words, radius_label, unit_of
 
 QUARTERS = range(1, 9)
 """Radii, in quarters of the first run's: of 8/255, from 2/255 to 16/255 in steps of 2/255."""
@@ -43,11 +42,9 @@ def collect(runs: Sequence[FinishedRun], attack: str = "pgd-20") -> dict[str, An
         raise UserError(f"is judged in {other.norm}, {first.folder} in {threat.norm}", place=str(second.folder))
     on_the_same_data(runs)
     natural = _difference(first, second, Clean(), threat)
-    most = 1.0 if threat.norm == "Linf" else math.inf  # all of a pixel's range
-    radii = [quarters * threat.epsilon / 4 for quarters in QUARTERS if quarters * threat.epsilon / 4 <= most]
     points = [
         {"radius": radius} | _difference(first, second, ATTACKS[attack], evolve(threat, epsilon=radius))
-        for radius in radii
+        for radius in quarters_of(threat, QUARTERS)
     ]
     return {
         "first": first.name,
@@ -73,7 +70,7 @@ def _difference(first: FinishedRun, second: FinishedRun, measure: Measure, threa
 
 def draw(data: dict[str, Any]) -> Figure:
     """Points of accuracy above 0 where the first run is the more robust one."""
-    figure = _figure(5.6, 3.4)
+    figure = new_figure(5.6, 3.4)
     axes = figure.subplots()
     unit, norm = unit_of(data["norm"]), data["norm"]
     radii = [point["radius"] / unit for point in data["points"]]
@@ -83,11 +80,11 @@ def draw(data: dict[str, Any]) -> Figure:
     mark = data["epsilon"] / unit
     words = f"reported at {radius_in_words(norm, data['epsilon'])}"
     axes.axvline(mark, color=GREY, linewidth=1.2, linestyle=":", label=words, zorder=0)
-    axes.fill_between(radii, low, high, color=_BLUE, alpha=0.18, linewidth=0, label="95 % interval, paired")
+    axes.fill_between(radii, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval, paired")
     axes.plot(
         radii,
         values,
-        color=_BLUE,
+        color=BLUE,
         marker="o",
         markersize=4,
         label=f"{data['attack']}, {data['points'][0]['n']:,} images",

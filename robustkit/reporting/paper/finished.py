@@ -25,8 +25,8 @@ from robustkit.evaluation.ledger import Ledger
 from robustkit.evaluation.sources import OwnImages
 from robustkit.folder import read_results
 from robustkit.loading import Classifier, load
-from robustkit.reporting.comparison import _short
-from robustkit.reporting.curves import _stored
+from robustkit.reporting.comparison import short_names
+from robustkit.reporting.curves import stored
 from robustkit.reporting.paper.panels import radius_in_words
 from robustkit.runs import RunDisplay, Silent, make_world, recipe_of
 
@@ -116,7 +116,7 @@ class FinishedRun:
         """What `make` gives, which is JSON; kept in figures.json for this checkpoint, these images and `facts`."""
         store = self.folder / "figures.json"
         key = digest([what, self.facts["sha256"], SEED, self.images, facts])
-        held = _stored(store)
+        held = stored(store)
         if key not in held:
             held[key] = {"what": what, "checkpoint": self.checkpoint, "limit": self.images, **make()}
             checkpoints.write_text(store, json.dumps(held, indent=1, sort_keys=True) + "\n")
@@ -138,7 +138,7 @@ def open_runs(
         UserError: one of them is no run, is not finished, or has no such checkpoint.
     """
     made = []
-    for path, name in zip(paths, _short(paths), strict=True):
+    for path, name in zip(paths, short_names(paths), strict=True):
         folder = Path(path)
         recipe = recipe_of(folder)
         last = checkpoints.facts_of(folder / "checkpoints" / "last.safetensors")
@@ -153,8 +153,7 @@ def open_runs(
 
 
 def _refuse_unfinished(folder: Path, recipe: Recipe, last: dict[str, Any]) -> None:
-    collapsed = recipe.validation.on_collapse == "stop" and "collapse" in last["best"]
-    if last["epoch"] < recipe.epochs and not collapsed:
+    if last["epoch"] < recipe.epochs and not recipe.validation.ended_by(last["best"]):
         fault = f"training is not finished: {last['epoch']} of {recipe.epochs} epochs are done"
         raise UserError(fault, place=str(folder), remedy=f"robustkit resume {folder}")
 

@@ -20,7 +20,7 @@ from robustkit.attacks.pgd import PGD
 from robustkit.core.batch import Budget
 from robustkit.core.rng import whole
 from robustkit.objectives.inverse import InverseObjective
-from robustkit.reporting.figures import _BLUE, _VERMILLION, EXAMPLES, _figure, _picture, _varied
+from robustkit.reporting.figures import BLUE, EXAMPLES, VERMILLION, draw_picture, new_figure, varied
 from robustkit.reporting.paper.finished import SEED, FinishedRun
 from robustkit.reporting.paper.panels import radius_in_words
 from robustkit.reporting.paper.universal import perturbations
@@ -40,7 +40,7 @@ def collect(runs: Sequence[FinishedRun]) -> dict[str, Any]:
 def _block(run: FinishedRun) -> dict[str, Any]:
     threat, learnt = run.recipe.threat, perturbations(run)
     radius = learnt[1] if learnt is not None and learnt[1] else threat.epsilon / 2
-    chosen = _varied(run.data.test.labels, run.images or EXAMPLES)
+    chosen = varied(run.data.test.labels, run.images or EXAMPLES)
     with run.opened(threat) as (subject, source, world):
         x, y = (part.to(world.device) for part in source.rows(chosen))
 
@@ -80,7 +80,7 @@ def draw(data: dict[str, Any]) -> Figure:
     """Images side by side, what was done to them below."""
     blocks = data["blocks"]
     heights = [0.5 + 1.25 * len(block["rows"]) for block in blocks]
-    figure = _figure(1.2 + 1.1 * max(len(block["classes"]) for block in blocks), sum(heights))
+    figure = new_figure(1.2 + 1.1 * max(len(block["classes"]) for block in blocks), sum(heights))
     parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=heights).flatten()
     for part, block in zip(parts, blocks, strict=True):
         radius = radius_in_words(block["norm"], block["radius"])
@@ -90,10 +90,10 @@ def draw(data: dict[str, Any]) -> Figure:
         for row, line in zip(block["rows"], grid, strict=True):
             for column, (axes, picture) in enumerate(zip(line, row["pictures"], strict=True)):
                 pixels = np.frombuffer(bytes.fromhex(picture), np.uint8).reshape(block["shape"])
-                _picture(axes, torch.from_numpy(pixels.astype(np.float32) / 255))
+                draw_picture(axes, torch.from_numpy(pixels.astype(np.float32) / 255))
                 if row["probabilities"] is not None:
                     share = row["probabilities"][column]
-                    axes.set_title(f"{100 * share:.1f} %", fontsize=8, color=_BLUE if share > 0.5 else _VERMILLION)
+                    axes.set_title(f"{100 * share:.1f} %", fontsize=8, color=BLUE if share > 0.5 else VERMILLION)
             line[0].set_ylabel(row["label"], fontsize=8)
         for axes, name in zip(grid[-1], block["classes"], strict=True):
             axes.set_xlabel(name[:12], fontsize=8)

@@ -17,12 +17,12 @@ from robustkit.core.errors import UserError
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import registry
 from robustkit.reporting import formats
-from robustkit.reporting.figures import _BLUE, _VERMILLION, _line
+from robustkit.reporting.figures import BLUE, VERMILLION, draw_line
 from robustkit.reporting.paper.finished import FinishedRun
 from robustkit.reporting.paper.panels import panels
 
 PARTS = (("training", "training", "--"), ("held_out", "held out", "-"))
-KINDS = (("natural", _BLUE), ("robust", _VERMILLION))
+KINDS = (("natural", BLUE), ("robust", VERMILLION))
 
 
 def collect(runs: Sequence[FinishedRun]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def draw(data: dict[str, Any]) -> Figure:
             for kind, colour in KINDS:
                 points = [(epoch, 100 * share) for epoch, share in panel[part][kind]]
                 label = f"{'natural' if kind == 'natural' else panel['attack']}, {words}"
-                _line(axes, points, label, color=colour, linestyle=style)
+                draw_line(axes, points, label, color=colour, linestyle=style)
         axes.set(title=panel["run"], ylim=(0, 101.5), xlabel=f"epoch{_fall(panel['held_out']['robust'])}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
         axes.legend(loc="best")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from robustkit.core.strategy import ThreatModel
 from robustkit.reporting import formats
-from robustkit.reporting.figures import _figure
+from robustkit.reporting.figures import new_figure
 
 COLUMNS = 4
 """Panels in a row."""
@@ -17,7 +21,7 @@ def panels(count: int, *, width: float = 3.6, height: float = 3.2) -> tuple[Figu
     """`count` panels with one y axis, in rows of `COLUMNS`."""
     columns = min(count, COLUMNS)
     rows = -(-count // columns)
-    figure = _figure(max(5.2, width * columns), height * rows)
+    figure = new_figure(max(5.2, width * columns), height * rows)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten().tolist()
     for axes in grid[count:]:
         axes.remove()
@@ -32,6 +36,13 @@ def unit_of(norm: str) -> float:
 def radius_in_words(norm: str, radius: float) -> str:
     """'8/255' of L-infinity, '0.5' of others."""
     return formats.in_255ths(radius) if norm == "Linf" else f"{radius:.3g}"
+
+
+def quarters_of(threat: ThreatModel, quarters: Iterable[int]) -> list[float]:
+    """So many quarters of the threat model's radius, each; in L-infinity none beyond all of a pixel's range."""
+    most = 1.0 if threat.norm == "Linf" else math.inf
+    found = (quarter * threat.epsilon / 4 for quarter in quarters)
+    return [radius for radius in found if abs(radius) <= most]
 
 
 def radius_label(norm: str) -> str:

@@ -6,7 +6,6 @@ strengths are radii of PGD-20, negative ones of the same descent made to help: i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,9 +27,9 @@ from robustkit.evaluation.ledger import digest_of_images
 from robustkit.evaluation.logits import is_right
 from robustkit.evaluation.results import fingerprint
 from robustkit.objectives.inverse import InverseObjective
-from robustkit.reporting.figures import _BLUE, _VERMILLION
+from robustkit.reporting.figures import BLUE, VERMILLION
 from robustkit.reporting.paper.finished import FinishedRun, Judged
-from robustkit.reporting.paper.panels import GREEN, GREY, panels, radius_label, unit_of
+from robustkit.reporting.paper.panels import GREEN, GREY, panels, quarters_of, radius_label, unit_of
 
 QUARTERS = range(-4, 9)
 """Strengths, in quarters of the threat model's radius: of 8/255, from -8/255 to 16/255 in steps of 2/255."""
@@ -58,8 +57,7 @@ def collect(runs: Sequence[FinishedRun]) -> dict[str, Any]:
 
 def _panel(run: FinishedRun) -> dict[str, Any]:
     threat = run.recipe.threat
-    most = 1.0 if threat.norm == "Linf" else math.inf  # all of a pixel's range
-    strengths = [quarters * threat.epsilon / 4 for quarters in QUARTERS if abs(quarters) * threat.epsilon / 4 <= most]
+    strengths = quarters_of(threat, QUARTERS)
     easy = _easy(run)
     found = [_judged(run, strength) for strength in strengths]
     top, bottom = (_half(found, easy, half) for half in ("1", "0"))
@@ -120,7 +118,7 @@ def draw(data: dict[str, Any]) -> Figure:
         unit = unit_of(panel["norm"])
         strengths = [strength / unit for strength in panel["strengths"]]
         axes.axvline(0, color=GREEN, linewidth=1.2, label="natural", zorder=0)
-        for half, colour in (("top", _BLUE), ("bottom", _VERMILLION)):
+        for half, colour in (("top", BLUE), ("bottom", VERMILLION)):
             low, high = ([100 * interval[end] for interval in panel[half]["ci95"]] for end in (0, 1))
             axes.fill_between(strengths, low, high, color=colour, alpha=0.15, linewidth=0)
             shares = [100 * accuracy for accuracy in panel[half]["accuracies"]]

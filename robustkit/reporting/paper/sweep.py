@@ -18,7 +18,7 @@ from robustkit.core.registry import hint
 from robustkit.core.spec import canonical, flatten
 from robustkit.reporting import formats
 from robustkit.reporting.comparison import ABSENT, in_order
-from robustkit.reporting.figures import _BLUE, _VERMILLION, _figure
+from robustkit.reporting.figures import BLUE, VERMILLION, new_figure
 from robustkit.reporting.paper.finished import FinishedRun, on_the_same_data
 
 KINDS = ("natural", "robust")
@@ -100,12 +100,12 @@ def _entry(run: FinishedRun, key: str) -> dict[str, Any]:
 
 def draw(data: dict[str, Any]) -> Figure:
     """A panel each for natural and robust accuracy, with 95 % intervals."""
-    figure = _figure(8.0, 3.2)
+    figure = new_figure(8.0, 3.2)
     grid = figure.subplots(1, 2)
     values = [point["value"] for point in data["points"]]
     ticks = sorted(set(values))
     robust = data["measure"] if data["measure"] == "autoattack" else f"{data['measure']}, the hardest that all have"
-    for axes, kind, words, colour in zip(grid, KINDS, ("clean", robust), (_BLUE, _VERMILLION), strict=True):
+    for axes, kind, words, colour in zip(grid, KINDS, ("clean", robust), (BLUE, VERMILLION), strict=True):
         entries = [point[kind] for point in data["points"]]
         shares = [100 * entry["accuracy"] for entry in entries]
         low, high = ([100 * entry["ci95"][end] for entry in entries] for end in (0, 1))

@@ -17,7 +17,7 @@ from robustkit.core.errors import UserError
 from robustkit.core.registry import registry
 from robustkit.core.spec import walk
 from robustkit.reporting import formats
-from robustkit.reporting.figures import _BLUE
+from robustkit.reporting.figures import BLUE
 from robustkit.reporting.paper.finished import FinishedRun
 from robustkit.reporting.paper.panels import panels
 from robustkit.targets.universal import Universal
@@ -70,7 +70,7 @@ def draw(data: dict[str, Any]) -> Figure:
     places = torch.linspace(-1, 1, data["bins"]).tolist()
     for axes, panel in zip(grid, data["panels"], strict=True):
         heights = [100 * count / panel["values"] for count in panel["counts"]]
-        axes.bar(places, heights, width=2 / (data["bins"] - 1), color=_BLUE)
+        axes.bar(places, heights, width=2 / (data["bins"] - 1), color=BLUE)
         for level in LEVELS:
             share = panel["levels"][str(level)]
             height = heights[round((level + 1) / 2 * (data["bins"] - 1))]
