@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robustkit.core import loop
 from robustkit.core.batch import Passes
-from robustkit.core.loop import step_passes, train_step
+from robustkit.core.loop import train_step
 from robustkit.core.parts import Parts, forward_operations
 from robustkit.core.recipe import Recipe
 from robustkit.core.spec import evolve
@@ -50,7 +50,7 @@ class Bench:
     spread: tuple[float, float]
     images_per_second: float
     passes: Passes
-    units: int
+    units: float
     flops: float
     flops_per_second: float
     ceiling: float
@@ -75,7 +75,7 @@ def bench(
     """Measures the training step of `recipe` on its own data.
 
     Args:
-        windows, steps: the median is over so many windows of so many steps each.
+        windows, steps: the median is over so many windows of so many steps each, or more where steps cost differently.
         plain: measure the usual script's step, too.
         watch: told what is being measured.
 
@@ -89,6 +89,7 @@ def bench(
 def _bench(recipe: Recipe, device: str | None, windows: int, steps: int, plain: bool, tell: Watch) -> Bench:
     world = make_world(recipe, device)
     ours = load_parts(recipe, world)
+    steps = -(-steps // recipe.interval) * recipe.interval  # what not every step does, in its due share
     usual = _plain_parts(recipe, ours) if plain else None
     order = ours.order(0)
     batch = order[: min(recipe.batch_size, len(order))]
@@ -113,7 +114,7 @@ def _bench(recipe: Recipe, device: str | None, windows: int, steps: int, plain: 
                 slow.append(_timed(usual, batch, steps))
     tell("where the time goes")
     split = _split(ours, batch)
-    passes = step_passes(recipe, ours.progress)
+    passes = sum(recipe.mean_passes(ours.progress).values(), Passes())
     flops = forward_operations(ours.model, ours.world) * len(batch) * passes.units
     seconds = statistics.median(fast)
     plain_seconds = statistics.median(slow) if slow else None

@@ -378,6 +378,10 @@ def _train_and_judge(
             }
             checkpoint.write(folder / "checkpoints" / f"{name}.safetensors", tensors, facts)
 
+    def rewind(name: str) -> None:
+        world.barrier()  # until it is written
+        parts.rewind(checkpoint.read(folder / "checkpoints" / f"{name}.safetensors")[0])
+
     def record(report: dict[str, Any]) -> None:
         nonlocal lines
         if world.rank == 0:
@@ -392,6 +396,7 @@ def _train_and_judge(
             parts,
             display=display,
             save=save,
+            rewind=rewind,
             record=record,
             should_stop=lambda parts: bool(limits.reason(parts)),
             should_save=limits.should_save,
@@ -471,7 +476,8 @@ def _measure(
     display: RunDisplay,
 ) -> str:
     """The measures of `wanted` on checkpoints, into `verdict`; `parts` holds the last. Returns why it stopped."""
-    same = parts.best.get("epoch", -1) * parts.steps_per_epoch == parts.step  # best and last hold the same weights
+    kept = parts.best.get("epoch", -1) * parts.steps_per_epoch == parts.step
+    same = kept and parts.best.get("rewound") != parts.step  # best and last hold the same weights
     for name in checkpoints:
         path = verdict.folder / "checkpoints" / f"{name}.safetensors"
         if not path.is_file():

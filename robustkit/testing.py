@@ -35,6 +35,7 @@ from robustkit.core.strategy import (
     Dataset,
     EpsilonSchedule,
     Head,
+    LossRuntime,
     Measure,
     Objective,
     Optimizer,
@@ -189,7 +190,25 @@ class _Stage:
             attack=registry("attack").get("pgd")(steps=2),
             world=self.world,
             part=part or Part(0, BATCH, BATCH),
+            stepped=self.stepped,
         )
+
+    def stepped(self, scene: Scene, budget: Budget, x_adv: Tensor, loss: LossRuntime | None) -> Predictor:
+        """A copy after a plain gradient step on the cross-entropy, or on `loss`."""
+        model, y = deepcopy(self.model), scene.batch.y
+        parameters = [p.requires_grad_() for p in model.parameters()]
+        with torch.enable_grad(), model.using("train"):
+            if loss is None:
+                value = F.cross_entropy(model(x_adv, y).margined, y)
+            else:
+                prepared = loss.prepare(scene, budget, x_adv)
+                outputs = _forwarded(model, prepared, y)
+                terms = loss(outputs, None, scene.batch, prepared.extras, scene.progress)
+                value = torch.stack(list(terms.values())).sum()
+            gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            torch._foreach_sub_(parameters, gradients, alpha=0.1)
+        return Predictor(model.train(), self.world.device)
 
     def predict(self) -> _Watched:
         return _Watched(self.model, self.world.device)
@@ -325,6 +344,8 @@ def check_spec(strategy: Any) -> None:
     kind, who = kind_of(strategy), _name(strategy)
     fields = attrs.fields(type(strategy))
     missing = [name for name in _members(PROTOCOLS[kind]) if not hasattr(strategy, name)]
+    if hasattr(strategy, "build") and "__call__" in missing:  # what it builds is called
+        missing.remove("__call__")
     assert not missing, f"{who} is registered as {kind}, but has no {', '.join(missing)}"
     for field in fields:
         try:
@@ -448,7 +469,9 @@ def _check_attack(attack: Attack, stage: _Stage) -> None:
     who, threat = _name(attack), stage.threat
     batch = stage.batch()
     x, y = batch.x, batch.y
+    runtime = build(attack.rehearsed(tiny_recipe()) if hasattr(attack, "rehearsed") else attack, stage.world)
     tracked = _mode(attack) != "train"
+    ball: ThreatModel = getattr(attack, "threat", threat)
     whole = Part(0, BATCH, BATCH)
     epsilon = stage.threat.epsilon * torch.tensor([1.0, 0.5, 0.0, 1.0, 1.5, 0.25])
     steps = torch.tensor([2, 1, 2, 0, 1, 2])
@@ -465,7 +488,7 @@ def _check_attack(attack: Attack, stage: _Stage) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.seed()  # nothing may depend on torch's global generator
             return (
-                attack(predict or stage.predict(), x[rows], y[rows], _rows(budget, rows), threat, generator),
+                runtime(predict or stage.predict(), x[rows], y[rows], _rows(budget, rows), threat, generator),
                 generator,
             )
 
@@ -476,7 +499,7 @@ def _check_attack(attack: Attack, stage: _Stage) -> None:
             stage.model.train(training)
             with _left_as_found(stage.model, f"{who} with {words}", statistics=tracked):
                 first, generator = call(budget, seed=1)
-        _in_ball(first, x, threat, attack.reach * epsilon, f"{who} with {words}")
+        _in_ball(first, x, ball, attack.reach * ball.epsilon / threat.epsilon * epsilon, f"{who} with {words}")
         second, third = call(budget, seed=1)[0], call(budget, seed=2)[0]
         _differ([first, second, third], f"{who} with {words}", drew=generator.drew)
     for was, tensor, name in zip(before, (x, y, epsilon, steps), ("x", "y", "epsilon", "steps"), strict=True):
@@ -488,7 +511,10 @@ def _check_attack(attack: Attack, stage: _Stage) -> None:
     with count_passes(stage.model) as count:
         result, _ = call(plain, seed=1, predict=watched)
     declared, counted = attack.passes(stage.progress()), count.per_batch(BATCH)
-    assert declared == counted, f"{who} declares {declared}, but makes {counted}"
+    if getattr(attack, "stops_early", False):
+        assert declared.units >= counted.units, f"{who} declares at most {declared}, but makes {counted}"
+    else:
+        assert declared == counted, f"{who} declares {declared}, but makes {counted}"
     with torch.no_grad():
         assert torch.equal(call(plain, seed=1)[0], result), f"{who} gives something else under torch.no_grad()"
     for number in {0, watched.calls // 2, watched.calls - 1} if watched.calls else set():
@@ -602,7 +628,11 @@ def _check_budget(budget: Budget, schedule: EpsilonSchedule, who: str) -> None:
     )
     if budget.steps is not None:
         most = int(budget.steps.max())
-        assert budget.max_steps == most, f"{who}: max_steps is {budget.max_steps}, the largest of steps {most}"
+        assert budget.max_steps >= most, f"{who}: max_steps is {budget.max_steps}, the largest of steps {most}"
+    if budget.adjusted is not None:
+        assert budget.adjusted.shape == (BATCH,), f"{who}: adjusted must be (B,), is {tuple(budget.adjusted.shape)}"
+        assert budget.adjusted.dtype == torch.int64, f"{who}: adjusted must be torch.int64, is {budget.adjusted.dtype}"
+        assert set(budget.adjusted.tolist()) <= {-1, 0, 1}, f"{who}: adjusted is another than -1, 0, 1"
 
 
 def _rebuilt(strategy: Any, world: World, runtime: Any) -> Any:
@@ -759,6 +789,18 @@ class _Views(dict[str, Any]):
         raise AssertionError(f"the loss asks for '{key}', but prepared only {', '.join(map(repr, self)) or 'nothing'}")
 
 
+def _forwarded(model: RobustModel, prepared: Prepared, y: Tensor) -> dict[str, Output]:
+    """Outputs on the views, each by the network that it is for; the same images once."""
+    found: dict[tuple[int, int], Output] = {}
+    outputs = {}
+    for name, images in prepared.views.items():
+        network = prepared.networks.get(name, model)
+        key = id(images), id(network)
+        found[key] = found.get(key) or network(images, y)
+        outputs[name] = found[key]
+    return outputs
+
+
 def check_loss(loss: OuterLoss) -> None:
     """Named terms, each a mean over the batch with a gradient, from the views that `prepare` names."""
     check_spec(loss)
@@ -780,9 +822,7 @@ def check_loss(loss: OuterLoss) -> None:
             total = sum(prepared.shares.values())
             assert set(prepared.shares) == set(prepared.views), f"{who}: give every view a share, or none"
             assert math.isclose(total, 1, abs_tol=1e-6), f"{who}: shares of the head's penalty sum to {total:g}"
-        distinct = {id(images): images for images in prepared.views.values()}
-        found = {key: stage.model(images, batch.y) for key, images in distinct.items()}
-        outputs = _Views({name: found[id(images)] for name, images in prepared.views.items()})
+        outputs = _Views(_forwarded(stage.model, prepared, batch.y))
         extras = _Views(prepared.extras)
         state = _state(runtime)
         targets: list[Tensor | None] = [None]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import attrs
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from robustkit.core.model import RobustModel
 
 Mode = Literal["eval", "train", "train-frozen"]
 """How a forward pass treats batch statistics: running ones; the batch's, tracked; the batch's, not tracked."""
@@ -26,7 +29,8 @@ class Budget(NamedTuple):
     step_size: Tensor | None = None  # (B,) same unit
     steps: Tensor | None = None  # (B,) int64: images stop moving after so many steps
     weight: Tensor | None = None  # (B,) a per-image weight, for losses that use one
-    max_steps: int = 0  # the largest of `steps`, known to the host so that nothing waits for the device
+    max_steps: int = 0  # no image makes more, known to the host so that nothing waits for the device
+    adjusted: Tensor | None = None  # (B,) int64: 1 where the image was given a large radius of its own, -1 a small one
 
 
 class Output(NamedTuple):
@@ -46,6 +50,7 @@ class Prepared(NamedTuple):
     extras: dict[str, Tensor] = {}
     shares: dict[str, float] = {}  # each view's share of the head's penalty; missing: equal shares
     joint: bool = False  # one concatenated forward (shared batch statistics) instead of one each
+    networks: dict[str, RobustModel] = {}  # who forwards a view, where it is not the model but one trained beside it
 
 
 class Part(NamedTuple):
@@ -81,14 +86,17 @@ def start_epoch(start: float, epochs: int) -> int:
 
 @attrs.frozen
 class Passes:
-    """Passes over the batch; in units of one forward an input-only backward is 1, a parameter backward 2."""
+    """Passes over the batch; in units of one forward an input-only backward is 1, a parameter backward 2.
 
-    forward: int = 0
-    input_backward: int = 0
-    parameter_backward: int = 0
+    A pass over half of the images is half a pass.
+    """
+
+    forward: float = 0
+    input_backward: float = 0
+    parameter_backward: float = 0
 
     @property
-    def units(self) -> int:
+    def units(self) -> float:
         return self.forward + self.input_backward + 2 * self.parameter_backward
 
     def __add__(self, other: Passes) -> Passes:
@@ -97,3 +105,6 @@ class Passes:
             self.input_backward + other.input_backward,
             self.parameter_backward + other.parameter_backward,
         )
+
+    def __mul__(self, share: float) -> Passes:
+        return Passes(self.forward * share, self.input_backward * share, self.parameter_backward * share)

@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import lru_cache
+from copy import deepcopy
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,12 +20,13 @@ from torch import Tensor
 
 from robustkit.core.batch import Batch, Budget, Mode, Output, Part, Passes, Prepared, Progress
 from robustkit.core.collapse import Seen, collapsed
+from robustkit.core.model import RobustModel
 from robustkit.core.order import epoch_order, micro_parts
-from robustkit.core.parts import Parts, Totals, fold_backbone
+from robustkit.core.parts import Parts, Totals, fold_backbone, parameter_groups
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import registry
 from robustkit.core.rng import derive, whole
-from robustkit.core.strategy import Attack, Record, Scene
+from robustkit.core.strategy import Attack, LossRuntime, Record, Scene
 from robustkit.core.world import World
 from robustkit.data.ahead import Ahead
 from robustkit.data.loader import make_batch
@@ -43,6 +45,14 @@ class Display(Protocol):
     def epoch(self, report: dict[str, Any]) -> None: ...
 
 
+class Outlook(NamedTuple):
+    """What the pure pass is made on, decided once before it."""
+
+    prepared: Prepared
+    images: Tensor | None  # that the target is read from
+    target: Tensor | None  # where it is a constant of the pass
+
+
 class Pass(NamedTuple):
     """What one pure pass gives."""
 
@@ -55,11 +65,7 @@ class Pass(NamedTuple):
 def train_step(parts: Parts, rows: Tensor) -> None:
     """One optimiser step on the images in `rows` (the global batch), of which this process works through its part."""
     recipe, world, progress = parts.recipe, parts.world, parts.progress
-    rates = recipe.schedule(progress)
-    for group in parts.optimizer.param_groups:
-        group["lr"] = recipe.optimizer.lr * rates.lr_scale * group.get("lr_scale", 1.0)
-        if rates.momentum is not None:
-            group["momentum"] = rates.momentum
+    _set_rates(parts.optimizer, recipe, progress)
     parts.optimizer.zero_grad()
     parts.model.train()
     pieces = micro_parts(len(rows), world.rank, world.size, recipe.accumulate)
@@ -74,11 +80,17 @@ def train_step(parts: Parts, rows: Tensor) -> None:
             torch._foreach_lerp_(list(parts.averaged.parameters()), list(parts.model.parameters()), share)
 
 
+def _set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, progress: Progress) -> None:
+    rates = recipe.schedule(progress)
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.optimizer.lr * rates.lr_scale * group.get("lr_scale", 1.0)
+        if rates.momentum is not None:
+            group["momentum"] = rates.momentum
+
+
 def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *, last: bool) -> None:
     recipe, world, model = parts.recipe, parts.world, parts.model
-    epsilon, attack, target, loss, weights = (
-        parts.strategies[name] for name in ("epsilon", "attack", "target", "loss", "weights")
-    )
+    epsilon, attack, target, loss = (parts.strategies[name] for name in ("epsilon", "attack", "target", "loss"))
     augmenting = world.generator("augmentation", progress, part)
     batch = make_batch(
         parts.train, rows, device=world.device, augmentation=recipe.data.augmentation, generator=augmenting
@@ -89,56 +101,15 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
     _seed_torch(world, progress, part, "outward")
     if hasattr(attack, "at"):
         attack = attack.at(progress)
-    scene = Scene(predict, batch, progress, recipe.threat, attack, world, part)
+    scene = Scene(predict, batch, progress, recipe.threat, attack, world, part, partial(_rehearse, parts))
     budget: Budget = epsilon(scene)
     x_adv = batch.x
     if attack is not None:
         x_adv = attack(predict, batch.x, batch.y, budget, recipe.threat, scene.generator("attack"))
-    images = None if target is None else target.prepare(scene, budget, x_adv)
-    prepared: Prepared = loss.prepare(scene, budget, x_adv)
-    constant: Tensor | None = None
-    if target is not None and (recipe.loss.detach_target or images is None):
-        output = None
-        if images is not None:
-            outer = Predictor(model, world.device, parts.precision.outer, parts.folding)
-            with torch.no_grad(), outer.using(target.mode) as forward:
-                output = forward(images)
-        with torch.no_grad():
-            constant = target(output, batch, progress)
+    outlook = _look(parts, model, loss, scene, budget, x_adv)
 
-    # 2. One pure pass. A weight perturbation may run it once more to probe, with statistics left alone.
-    def pure_pass(mode: Mode) -> Pass:
-        _seed_torch(world, progress, part, "pass")
-        distribution = constant
-        if images is not None and distribution is None:
-            probing = mode == "train-frozen" and target.mode == "train"
-            with model.using("train-frozen" if probing else target.mode):
-                distribution = target(_forward(parts, images, None), batch, progress)
-        with model.using(mode):
-            outputs = _forward_views(parts, prepared, batch)
-        terms = loss(outputs, distribution, batch, prepared.extras, progress)
-        weight = recipe.head.penalty_weight(progress)
-        if weight:
-            terms = terms | {"penalty": weight * _penalty(outputs, prepared)}
-        return Pass(outputs, distribution, terms, torch.stack(list(terms.values())).sum())
-
-    share = len(batch.y) / part.total  # means over a piece become a mean over the global batch
-
-    def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-        with torch.enable_grad():  # whatever the caller is in
-            objective = pure_pass("train-frozen").objective * share
-            found = list(torch.autograd.grad(objective, parameters, allow_unused=True, materialize_grads=True))
-        world.sum_all(found)
-        return found
-
-    # 3. Step, possibly from displaced weights.
-    with weights.displaced(model, gradients, progress):
-        done = pure_pass("train")
-        (done.objective * share).backward()  # type: ignore[no-untyped-call]
-        if last:
-            trained = [p for group in parts.optimizer.param_groups for p in group["params"]]
-            world.sum_all(p.grad for p in trained if p.grad is not None)
-            parts.optimizer.step()
+    # 2. One pure pass. 3. Step, possibly from displaced weights.
+    done = _step(parts, model, parts.optimizer if last else None, loss, scene, outlook)
 
     # 4. Look back.
     outputs = {name: Output(*(value.detach() for value in output)) for name, output in done.outputs.items()}
@@ -151,22 +122,112 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
         parts.totals.add(record, done.objective)
 
 
-def _forward(parts: Parts, images: Tensor, y: Tensor | None) -> Output:
+def _look(
+    parts: Parts,
+    model: RobustModel,
+    loss: LossRuntime,
+    scene: Scene,
+    budget: Budget,
+    x_adv: Tensor,
+    *,
+    advance: bool = True,
+) -> Outlook:
+    """What target and loss prepare; `advance`: whether the target's own state may move."""
+    target = parts.strategies["target"]
+    images = None if target is None else target.prepare(scene, budget, x_adv, advance=advance)
+    prepared = loss.prepare(scene, budget, x_adv)
+    if target is None or not (parts.recipe.loss.detach_target or images is None):
+        return Outlook(prepared, images, None)
+    output = None
+    if images is not None:
+        folding = parts.folding if model is parts.model else None
+        outer = Predictor(model, parts.world.device, parts.precision.outer, folding)
+        with torch.no_grad(), outer.using(target.mode) as forward:
+            output = forward(images)
+    with torch.no_grad():
+        return Outlook(prepared, images, target(output, scene.batch, scene.progress))
+
+
+def _pure_pass(parts: Parts, model: RobustModel, loss: LossRuntime, scene: Scene, outlook: Outlook, mode: Mode) -> Pass:
+    """A function of the weights. A weight perturbation may run it once more to probe, with statistics left alone."""
+    target, batch, progress = parts.strategies["target"], scene.batch, scene.progress
+    _seed_torch(parts.world, progress, scene.part, "pass")
+    distribution = outlook.target
+    if outlook.images is not None and distribution is None:
+        probing = mode == "train-frozen" and target.mode == "train"
+        with model.using("train-frozen" if probing else target.mode):
+            distribution = target(_forward(parts, model, outlook.images, None), batch, progress)
+    outputs = _forward_views(parts, model, outlook.prepared, batch, mode)
+    terms = loss(outputs, distribution, batch, outlook.prepared.extras, progress)
+    weight = parts.recipe.head.penalty_weight(progress)
+    if weight:
+        terms = terms | {"penalty": weight * _penalty(outputs, outlook.prepared)}
+    return Pass(outputs, distribution, terms, torch.stack(list(terms.values())).sum())
+
+
+def _step(
+    parts: Parts,
+    model: RobustModel,
+    optimizer: torch.optim.Optimizer | None,
+    loss: LossRuntime,
+    scene: Scene,
+    outlook: Outlook,
+) -> Pass:
+    """One pure pass, its gradients, and the optimiser's step (None: not yet), possibly from displaced weights."""
+    world = parts.world
+    share = len(scene.batch.y) / scene.part.total  # means over a piece become a mean over the global batch
+
+    def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+        with torch.enable_grad():  # whatever the caller is in
+            objective = _pure_pass(parts, model, loss, scene, outlook, "train-frozen").objective * share
+            found = list(torch.autograd.grad(objective, parameters, allow_unused=True, materialize_grads=True))
+        world.sum_all(found)
+        return found
+
+    with parts.strategies["weights"].displaced(model, gradients, scene.progress):
+        done = _pure_pass(parts, model, loss, scene, outlook, "train")
+        (done.objective * share).backward()  # type: ignore[no-untyped-call]
+        if optimizer is not None:
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            world.sum_all(p.grad for p in trained if p.grad is not None)
+            optimizer.step()
+    return done
+
+
+def _rehearse(parts: Parts, scene: Scene, budget: Budget, x_adv: Tensor, loss: LossRuntime | None) -> Predictor:
+    """What `Scene.rehearse` promises."""
+    model, loss = deepcopy(parts.model), deepcopy(loss or parts.strategies["loss"])
+    model.zero_grad()
+    optimizer = parts.recipe.optimizer.build(parameter_groups(parts.recipe, model, {"loss": loss}))
+    _set_rates(optimizer, parts.recipe, scene.progress)
+    with torch.enable_grad():
+        outlook = _look(parts, model, loss, scene, budget, x_adv, advance=False)
+        _step(parts, model, optimizer, loss, scene, outlook)
+    model.zero_grad()
+    return Predictor(model, parts.world.device, parts.precision.attack)
+
+
+def _forward(parts: Parts, model: RobustModel, images: Tensor, y: Tensor | None) -> Output:
     precision = "fp32" if images.requires_grad else parts.precision.outer  # a gradient is part of the loss: exactly
-    return Predictor(parts.model, parts.world.device, precision)(images, y)
+    return Predictor(model, parts.world.device, precision)(images, y)
 
 
-def _forward_views(parts: Parts, prepared: Prepared, batch: Batch) -> dict[str, Output]:
-    """Each distinct view once, one after the other or all in one batch."""
-    distinct = list({id(images): images for images in prepared.views.values()}.values())
-    if prepared.joint and len(distinct) > 1:
-        joined = _forward(parts, torch.cat(distinct), batch.y.repeat(len(distinct)))
-        pieces = zip(*(value.chunk(len(distinct)) for value in joined), strict=True)
-        outputs = [Output(*piece) for piece in pieces]
-    else:
-        outputs = [_forward(parts, images, batch.y) for images in distinct]
-    by_identity = {id(images): output for images, output in zip(distinct, outputs, strict=True)}
-    return {name: by_identity[id(images)] for name, images in prepared.views.items()}
+def _forward_views(parts: Parts, model: RobustModel, prepared: Prepared, batch: Batch, mode: Mode) -> dict[str, Output]:
+    """Each distinct view of each network once, one after the other or all in one batch."""
+    outputs: dict[str, Output] = {}
+    for network in dict.fromkeys([model, *prepared.networks.values()]):
+        views = {name: x for name, x in prepared.views.items() if prepared.networks.get(name, model) is network}
+        distinct = list({id(images): images for images in views.values()}.values())
+        with network.using(mode):
+            if prepared.joint and len(distinct) > 1:
+                joined = _forward(parts, network, torch.cat(distinct), batch.y.repeat(len(distinct)))
+                pieces = zip(*(value.chunk(len(distinct)) for value in joined), strict=True)
+                found = [Output(*piece) for piece in pieces]
+            else:
+                found = [_forward(parts, network, images, batch.y) for images in distinct]
+        by_identity = {id(images): output for images, output in zip(distinct, found, strict=True)}
+        outputs |= {name: by_identity[id(images)] for name, images in views.items()}
+    return outputs
 
 
 def _penalty(outputs: dict[str, Output], prepared: Prepared) -> Tensor:
@@ -184,6 +245,7 @@ def train(
     *,
     display: Display,
     save: Callable[[str], None],
+    rewind: Callable[[str], None],
     record: Callable[[dict[str, Any]], None],
     should_stop: Callable[[Parts], bool],
     should_save: Callable[[], bool],
@@ -191,7 +253,8 @@ def train(
     """Train from where `parts` stands to the end, or to a collapse that is to end it; false if stopped before.
 
     Args:
-        save: writes a checkpoint of that name ("last", "best").
+        save: writes a checkpoint of that name ("last", "best", "kept").
+        rewind: takes weights and the optimiser's state, and nothing else, from the checkpoint of that name.
         record: appends an epoch's report to the metrics.
         should_stop, should_save: asked after each step; a stop saves first.
     """
@@ -217,6 +280,12 @@ def train(
             began, first = time.perf_counter(), parts.step
             if report.pop("is best", False):
                 save("best")
+            verdicts = {part.after_epoch(report) for part in parts.strategies.values() if hasattr(part, "after_epoch")}
+            if "rewind" in verdicts:
+                rewind("kept")
+                parts.best = parts.best | {"rewound": parts.step}  # its weights are not those of this step
+            elif "keep" in verdicts:
+                save("kept")
             record(report)
             display.epoch(report)
             save("last")
@@ -256,7 +325,9 @@ def finish_epoch(parts: Parts, progress: Progress) -> dict[str, Any]:
     if len(parts.validation_rows) and (final or (progress.epoch + 1) % recipe.validation.every == 0):
         settings = recipe.validation
         attacks = {} if settings.attack is None else {"robust": settings.attack}
-        held_out = measure(parts, parts.validation_rows, attacks | _single_step(recipe, progress))
+        watched = [part.watched() for part in parts.strategies.values() if hasattr(part, "watched")]
+        further = {name: attack for found in watched for name, attack in found.items()}
+        held_out = measure(parts, parts.validation_rows, attacks | _single_step(recipe, progress) | further)
         report["validation"] = held_out
         sample = epoch_order(parts.own_rows, 0, -1)[: settings.train_images]  # the same in every epoch and run
         if len(sample):

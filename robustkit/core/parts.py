@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -56,6 +57,9 @@ class Totals:
         for view, output in record.outputs.items():
             values[f"right {view}"] = (output.logits.argmax(dim=1) == record.batch.y).sum()
         values["epsilon"] = record.budget.epsilon.sum()
+        if record.budget.adjusted is not None:
+            values["radius raised"] = (record.budget.adjusted > 0).sum()
+            values["radius lowered"] = (record.budget.adjusted < 0).sum()
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, self._zero()) + value
         low, high = -self.unit / 2, self.unit * (self.BINS - 0.5)
@@ -104,7 +108,7 @@ class Parts:
     folding: Folding | None = None  # of the model's backbone, for passes in eval mode
     graphs: Graphs | None = None  # recorded attacks
     step: int = 0  # optimiser steps done
-    best: dict[str, Any] = attrs.field(factory=dict)  # epoch and score of the best checkpoint, of a collapse since
+    best: dict[str, Any] = attrs.field(factory=dict)  # epoch and score of the best one; collapse, rewind since
 
     @property
     def steps_per_epoch(self) -> int:
@@ -193,6 +197,11 @@ class Parts:
             totals = {name: torch.zeros_like(total) for name, total in totals.items()}
         self.totals.load(totals)
 
+    def rewind(self, tensors: dict[str, Tensor]) -> None:
+        """Weights, their average and the optimiser's state as `tensors()` gave them; all else stays."""
+        names = ("model.", "average.", "optimizer.")
+        self.load(self.tensors() | {key: tensor for key, tensor in tensors.items() if key.startswith(names)})
+
     def _trained(self) -> dict[str, nn.Parameter]:
         return {
             f"{name}.{key}": p
@@ -229,13 +238,6 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
     for name, part in strategies.items():
         if isinstance(part, nn.Module):
             strategies[name] = part.to(world.device)
-    companions = [p for part in strategies.values() if isinstance(part, nn.Module) for p in part.parameters()]
-    norms = {id(p): p for m in model.backbone.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
-    groups: list[dict[str, Any]] = [
-        {"params": [*(p for p in model.backbone.parameters() if id(p) not in norms), *companions]},
-        {"params": list(norms.values()), "norm": True},
-        {"params": list(model.head.parameters()), **recipe.head.parameter_options()},
-    ]
     return Parts(
         recipe=recipe,
         world=world,
@@ -247,13 +249,29 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
         validation_rows=validation_rows,
         model=model,
         averaged=deepcopy(model) if recipe.average is not None else None,
-        optimizer=recipe.optimizer.build([group for group in groups if group["params"]]),
+        optimizer=recipe.optimizer.build(parameter_groups(recipe, model, strategies)),
         strategies=strategies,
         totals=Totals(recipe.threat.epsilon, world.device),
         precision=_settled(recipe.precision, model, world),
         folding=fold_backbone(model, world),
         graphs=graphs_for(world.device),
     )
+
+
+def parameter_groups(recipe: Recipe, model: RobustModel, strategies: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the optimiser is built from: the parameters of backbone and companion networks, their norms', the head's.
+
+    A strategy that trains its parameters itself (`trains_itself`) keeps them.
+    """
+    companions = [s for s in strategies.values() if isinstance(s, nn.Module) and not getattr(s, "trains_itself", False)]
+    bodies = nn.ModuleList([model.backbone, *companions])
+    norms = {id(p): p for m in bodies.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in bodies.parameters() if id(p) not in norms]},
+        {"params": list(norms.values()), "norm": True},
+        {"params": list(model.head.parameters()), **recipe.head.parameter_options()},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _settled(precision: Precision, model: RobustModel, world: World) -> Precision:

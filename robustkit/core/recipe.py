@@ -162,6 +162,13 @@ class Recipe:
                     remedy="give one of them another key, or its suite a name",
                 )
         for path, part in walk(self):
+            stateful = hasattr(part, "build") and registry("attack").name_of(type(part)) is not None
+            if stateful and path != "attack" and not path.startswith("control"):
+                raise RecipeError(
+                    f"the attack '{_name('attack', part)}' has a state: it can only be the attack of training",
+                    place=path,
+                    remedy=f"e.g. {path}=pgd",
+                )
             if hasattr(part, "check") and part is not self and not path.startswith("control"):
                 part.check(self)
 
@@ -179,12 +186,30 @@ class Recipe:
         if target.forward and not self.loss.detach_target:  # then its forward is part of the pure pass
             target, pure = target + Passes(forward=-1), pure + Passes(forward=1, parameter_backward=1)
         return {
-            "epsilon": self.epsilon.passes(progress),
-            "attack": Passes() if self.attack is None else self.attack.passes(progress),
+            "epsilon": self._passes_of(self.epsilon, progress),
+            "attack": Passes() if self.attack is None else self._passes_of(self.attack, progress),
             "target": target,
             "loss": outward + pure,
             "weights": self.weights.passes(progress, pure),
         }
+
+    @property
+    def interval(self) -> int:
+        """So many steps in a row cost together what any other so many cost: 1 for most recipes."""
+        return max(getattr(part, "interval", 1) for part in (self.epsilon, self.attack, self.target, self.loss))
+
+    def mean_passes(self, progress: Progress) -> dict[str, Passes]:
+        """As `passes`, on average over the steps around that point of the epoch."""
+        interval = self.interval
+        if interval == 1:
+            return self.passes(progress)
+        first = -(-progress.step // interval) * interval
+        each = [self.passes(attrs.evolve(progress, step=first + step)) for step in range(interval)]
+        return {name: sum((one[name] for one in each), Passes()) * (1 / interval) for name in each[0]}
+
+    def _passes_of(self, part: EpsilonSchedule | Attack, progress: Progress) -> Passes:
+        passes: Passes = part.passes_in(self, progress) if hasattr(part, "passes_in") else part.passes(progress)
+        return passes
 
 
 def result_key(suite: Suite, measure: Measure) -> str:

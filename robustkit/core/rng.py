@@ -21,12 +21,19 @@ def derive(seed: int, *keys: str | int) -> int:
 
 
 class Generator:
-    """Draws for one purpose of one step. Per-image draws are this process's rows of the global batch's draw."""
+    """Draws for one purpose of one step. Per-image draws are this process's rows of the global batch's draw.
 
-    def __init__(self, seed: int, part: Part, device: torch.device) -> None:
-        self.seed, self.part, self.device = seed, part, device
+    `chosen` (n,): those among this process's rows that it draws for; None: all.
+    """
+
+    def __init__(self, seed: int, part: Part, device: torch.device, chosen: Tensor | None = None) -> None:
+        self.seed, self.part, self.device, self.chosen = seed, part, device, chosen
         self._generator = torch.Generator(device)
         self._generator.manual_seed(seed)
+
+    def of(self, rows: Tensor) -> Generator:
+        """For some rows (n,) alone what this one draws for them among all, from its first draw on."""
+        return Generator(self.seed, self.part, self.device, rows if self.chosen is None else self.chosen[rows])
 
     def uniform(self, like: Tensor) -> Tensor:
         """U(0, 1), shaped as `like` (whose first dimension are this process's rows)."""
@@ -47,12 +54,14 @@ class Generator:
         return self._rows(torch.randint(below, (total,), generator=self._generator, device=self.device))[: len(like)]
 
     def _shape(self, like: Tensor) -> tuple[int, ...]:
-        if len(like) != self.part.stop - self.part.start:
-            raise ValueError(f"expected {self.part.stop - self.part.start} rows, got {len(like)}")
+        rows = self.part.stop - self.part.start if self.chosen is None else len(self.chosen)
+        if len(like) != rows:
+            raise ValueError(f"expected {rows} rows, got {len(like)}")
         return (self.part.total, *like.shape[1:])
 
     def _rows(self, drawn: Tensor) -> Tensor:
-        return drawn[self.part.start : self.part.stop]
+        own = drawn[self.part.start : self.part.stop]
+        return own if self.chosen is None else own[self.chosen]
 
 
 def whole(images: Tensor, seed: int, *keys: str | int) -> Generator:

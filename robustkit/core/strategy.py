@@ -2,9 +2,26 @@
 
 A strategy is a spec (see `core.spec`) that answers one question. One without state is its own runtime; one with state
 has `build(world) -> nn.Module`, whose buffers and parameters are saved, restored and equal in every process. Each
-says what it costs (`passes`), and every strategy that forwards images names the mode in which it does. One that loads
-a trained network does so in its runtime's `ready() -> {what: in words}`, before training begins, and has
-`rehearsed(recipe)`: itself with an untrained one, for smoke runs and tests.
+says what it costs (`passes`), and every strategy that forwards images names the mode in which it does.
+
+What only some have, and the loop asks for where it is there. Of specs:
+
+- `check(recipe)` raises RecipeError where it does not fit the rest of the recipe; `accumulates` False: nor pieces of a
+  batch.
+- `interval`: its passes repeat every so many steps (else: every step). `passes_in(recipe, progress)`, of an epsilon
+  schedule or an attack: its passes where they depend on the rest of the recipe. `stops_early` True: what is declared is
+  the most that it makes, or has the attack make.
+- `step_counts`, of an epsilon schedule: how many steps equal parts of a batch take, at most.
+- `rehearsed(recipe)`: itself with untrained networks in place of those it would load, for smoke runs and tests.
+
+Of runtimes:
+
+- `ready() -> {what: in words}` loads what training needs besides data (a trained network), before training begins.
+- `observe(record)`, once after each step.
+- `watched() -> {name: attack}`: accuracy on the validation images under each is measured after each epoch, and
+  `after_epoch(report) -> "keep" | "rewind" | None` then says whether to keep the weights, or to go back to those kept;
+  it may add to the report.
+- `trains_itself` True: its parameters are none of the recipe's optimiser's.
 """
 
 from __future__ import annotations
@@ -48,6 +65,10 @@ class Repeating(Predict, Protocol):
         """
 
 
+def _no_rehearsal(scene: Scene, budget: Budget, x_adv: Tensor, loss: LossRuntime | None) -> Predict:
+    raise RuntimeError("this scene is of no training step: there is nothing to rehearse")
+
+
 @attrs.frozen
 class Scene:
     """All that a training-time strategy may look at."""
@@ -59,10 +80,19 @@ class Scene:
     attack: Attack | None
     world: World
     part: Part
+    stepped: Callable[[Scene, Budget, Tensor, LossRuntime | None], Predict] = _no_rehearsal
 
     def generator(self, purpose: str) -> Generator:
         """Draws for one purpose of this step; asking twice for a purpose gives the same draws."""
         return self.world.generator(purpose, self.progress, self.part)
+
+    def rehearse(self, budget: Budget, x_adv: Tensor, loss: LossRuntime | None = None) -> Predict:
+        """`predict` of a copy of the model, in training mode, after one training step on `x_adv` that is never made.
+
+        The step is the recipe's own (loss, weight perturbation, this step's rate), of an optimiser without history;
+        `loss` takes the place of the recipe's. Costs one pure pass and what the weight perturbation adds.
+        """
+        return self.stepped(self, budget, x_adv, loss)
 
 
 @attrs.frozen
@@ -155,7 +185,11 @@ class Attack(Protocol):
 
     @property
     def reach(self) -> float:
-        """How many epsilon the result may lie from the image (1 for most)."""
+        """How many epsilon the result may lie from the image (1 for most).
+
+        One with a `threat` of its own keeps to that ball: its radii stand to the budget's as `threat.epsilon` to the
+        recipe's.
+        """
 
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, budget: Budget, threat: ThreatModel, generator: Generator
@@ -222,7 +256,11 @@ class OuterLoss(Protocol):
         """Whether the target is a constant; otherwise its forward is part of the pure pass."""
 
     def passes(self, progress: Progress) -> Passes:
-        """What one pure pass costs. One whose `prepare` forwards has `preparation(progress)`, too: what that costs."""
+        """What one pure pass costs, as often as it is made.
+
+        One that costs more once a step has `preparation(progress)`, too: what its `prepare` forwards, and backwards
+        through a companion network, of which the gradient of a weight perturbation needs none.
+        """
 
 
 class LossRuntime(Protocol):

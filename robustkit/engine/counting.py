@@ -25,11 +25,8 @@ class Count:
 
     def per_batch(self, batch_size: int) -> Passes:
         """Passes over a batch of that size."""
-        return Passes(
-            round(self.forward / batch_size),
-            round(self.input_backward / batch_size),
-            round(self.parameter_backward / batch_size),
-        )
+        counts = (self.forward, self.input_backward, self.parameter_backward)
+        return Passes(*(n // batch_size if n % batch_size == 0 else n / batch_size for n in counts))
 
 
 @contextmanager

@@ -65,7 +65,9 @@ class _Normalised(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         channels, here = x.shape[1], x.numel() / x.shape[1]
         one = torch.ones(channels, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        _, mean, inverse = torch.native_batch_norm(x, one, None, None, None, True, 0.0, eps)
+        mean, inverse = torch.zeros_like(one), one
+        if here:  # else all images are elsewhere: nothing is added
+            _, mean, inverse = torch.native_batch_norm(x, one, None, None, None, True, 0.0, eps)
         precise = mean.double()  # the mean of squares less the square of the mean: in float32 it would lose digits
         squares = inverse.double().pow(-2) - eps + precise.square()
         sums = torch.cat([here * precise, here * squares, precise.new_full((1,), here)])
@@ -76,7 +78,9 @@ class _Normalised(torch.autograd.Function):
         inverse = torch.rsqrt(variance + eps).to(mean.dtype)
         mean, variance, count = precise.to(mean.dtype), variance.to(mean.dtype), count.to(mean.dtype)
         scale = one if weight is None else weight
-        out, _, _ = torch.native_batch_norm(x, scale, bias, mean, variance, False, 0.0, eps)
+        out = torch.empty_like(x)
+        if here:
+            out, _, _ = torch.native_batch_norm(x, scale, bias, mean, variance, False, 0.0, eps)
         ctx.save_for_backward(x, weight, bias, mean, inverse, count)
         ctx.mark_non_differentiable(mean, variance, count)
         ctx.eps = eps
@@ -93,18 +97,20 @@ class _Normalised(torch.autograd.Function):
                 next(found) if tensor is not None and tensor.requires_grad else None for tensor in (x, weight, bias)
             )
             return x, weight, bias, None
-        to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient,
-            x,
-            torch.ones_like(mean) if weight is None else weight,
-            None,
-            None,
-            mean,
-            inverse,
-            True,
-            ctx.eps,
-            [True] * 3,
-        )
+        to_x, to_weight, to_bias = torch.empty_like(x), torch.zeros_like(mean), torch.zeros_like(mean)
+        if len(x):
+            to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+                gradient,
+                x,
+                torch.ones_like(mean) if weight is None else weight,
+                None,
+                None,
+                mean,
+                inverse,
+                True,
+                ctx.eps,
+                [True] * 3,
+            )
         # The kernel has subtracted means over this process's images; those over all are meant.
         here = torch.cat([to_bias, to_weight]).double()
         everywhere = here.clone()

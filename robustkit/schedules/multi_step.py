@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from robustkit.core.batch import Progress
-from robustkit.core.errors import RecipeError
+from robustkit.core.errors import RecipeError, SpecError
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
@@ -13,10 +15,18 @@ from robustkit.core.strategy import Rates
 @registry("schedule").register("multi-step")
 @spec
 class MultiStep:
-    """Times `factor` once so many epochs are done: each of `at` an epoch, or a fraction of training below 1."""
+    """Times `factor` once so many epochs are done: each of `at` an epoch, or a fraction of training below 1.
+
+    Each drop may have a `factor` of its own.
+    """
 
     at: tuple[float, ...] = setting(default=(0.5, 0.75), above=0)
-    factor: float = setting(default=0.1, above=0)
+    factor: float | tuple[float, ...] = setting(default=0.1, above=0)
+
+    def validate(self) -> None:
+        if isinstance(self.factor, tuple) and len(self.factor) != len(self.at):
+            fault = f"{len(self.at)} drops need as many factors, got {len(self.factor)}"
+            raise SpecError(fault, place="MultiStep.factor", remedy="or give one for all, e.g. factor=0.1")
 
     def check(self, recipe: Recipe) -> None:
         """Refuse drops beyond the end."""
@@ -29,8 +39,11 @@ class MultiStep:
             )
 
     def __call__(self, progress: Progress) -> Rates:
-        drops = sum(progress.step >= self._step(at, progress) for at in self.at)
-        return Rates(self.factor**drops)
+        done = [progress.step >= self._step(at, progress) for at in self.at]
+        if isinstance(self.factor, tuple):
+            passed = [factor for factor, past in zip(self.factor, done, strict=True) if past]
+            return Rates(math.prod(passed, start=1.0))
+        return Rates(self.factor ** sum(done))
 
     def _step(self, at: float, progress: Progress) -> int:
         epochs = at * progress.epochs if at < 1 else at

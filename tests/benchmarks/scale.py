@@ -166,6 +166,7 @@ def _train_to(parts: Parts, steps: int) -> float:
         parts,
         display=Silent(),
         save=nothing,
+        rewind=nothing,
         record=nothing,
         should_stop=lambda parts: parts.step >= steps,
         should_save=lambda: False,

@@ -10,7 +10,11 @@ import torch
 
 from robustkit.core.batch import Progress
 from robustkit.core.errors import SpecError
+from robustkit.core.override import override
+from robustkit.core.recipe import Recipe
+from robustkit.core.spec import from_json, to_json
 from robustkit.schedules import Constant, Cosine, MultiStep, OneCycle, Triangular
+from robustkit.testing import tiny_recipe
 
 SIZES = [(100, 391), (30, 573), (7, 13), (1, 10), (2, 2), (3, 1)]
 
@@ -128,6 +132,20 @@ def test_multi_step_drops_at_the_first_step_of_its_epoch() -> None:
     for epoch, position, power in ((98, 390, 0), (99, 0, 1), (103, 390, 1), (104, 0, 2), (109, 390, 2)):
         scale = schedule(Progress.at(391 * epoch + position, 110, 391)).lr_scale
         assert scale == pytest.approx(0.1**power)
+
+
+def test_multi_step_with_a_factor_for_each_drop() -> None:
+    """FAT: 0.1, 0.01 from epoch 60, 0.001 from 90, 0.0005 from 110, counted from 1."""
+    schedule = MultiStep(at=(59, 89, 109), factor=(0.1, 0.1, 0.5))
+    for epoch, wanted in ((1, 0.1), (59, 0.1), (60, 0.01), (89, 0.01), (90, 0.001), (110, 0.0005), (120, 0.0005)):
+        assert 0.1 * schedule(Progress.at(7 * (epoch - 1), 120, 7)).lr_scale == pytest.approx(wanted, rel=1e-12)
+    same = ours(MultiStep(factor=(0.1, 0.1)), 8, 3)
+    assert same == ours(MultiStep(), 8, 3)
+    with pytest.raises(SpecError, match="2 drops need as many factors, got 1"):
+        MultiStep(factor=(0.1,))
+    changed = override(tiny_recipe(), ["schedule=multi-step", "schedule.at=0.5,0.9", "schedule.factor=0.1,0.5"])
+    assert changed.schedule == MultiStep(at=(0.5, 0.9), factor=(0.1, 0.5))
+    assert from_json(Recipe, to_json(changed)) == changed
 
 
 @pytest.mark.parametrize("peak", [0.5, 0.4])

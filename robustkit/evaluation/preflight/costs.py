@@ -64,7 +64,7 @@ def memory_of_training(parts: Parts, x: Tensor) -> Finding:
     """One pass of what a process forwards at once, besides gradients and momentum."""
     recipe, work = parts.recipe, partial(training_pass, parts)
     piece = math.ceil(recipe.batch_size / recipe.accumulate / parts.world.size)
-    count = piece * max(1, recipe.loss.passes(parts.progress).forward)
+    count = piece * math.ceil(max(1, recipe.loss.passes(parts.progress).forward))
     weights = sum(p.numel() * p.element_size() for p in parts.model.parameters())
     remedy = f"a smaller batch_size, or accumulate={2 * recipe.accumulate}, which gives the same steps in pieces"
     return fits(activations(work, x, parts.model) * count + 2 * weights, work, x, count, remedy)
@@ -147,7 +147,7 @@ def training_time(parts: Parts, x: Tensor) -> Finding:
     pure = seconds_per_image(partial(training_pass, parts), x, recipe.batch_size)
     pace = pace._replace(parameter_backward=max(0.0, pure - pace.forward))
     epochs = [Progress.at(epoch * steps, recipe.epochs, steps) for epoch in range(recipe.epochs)]
-    costs = [sum(recipe.passes(progress).values(), Passes()) for progress in epochs]
+    costs = [sum(recipe.mean_passes(progress).values(), Passes()) for progress in epochs]
     in_steps = len(parts.order(0)) * math.fsum(map(pace.seconds, costs))
     validation, held_out, once = recipe.validation, len(parts.validation_rows), Passes(forward=1)
     attack = Passes() if validation.attack is None else validation.attack.passes(parts.progress) + once
