@@ -13,7 +13,7 @@ from robustkit.core.errors import RecipeError
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import registry
 from robustkit.core.rng import Generator
-from robustkit.core.spec import setting, spec
+from robustkit.core.spec import evolve, setting, spec, walk
 from robustkit.core.strategy import Objective, Predict, Reference, Repeating, ThreatModel
 from robustkit.objectives.cross_entropy import CrossEntropyObjective
 
@@ -50,11 +50,12 @@ class PGD:
                 place="attack.objective",
                 remedy="another objective, e.g. attack.objective=cross-entropy",
             )
-        if recipe.attack is self and self.step_size is not None and recipe.epsilon.sets_step_size:
+        path = next((path for path, part in walk(recipe.attack, "attack") if part is self), "")
+        if path and self.step_size is not None and recipe.epsilon.sets_step_size:
             raise RecipeError(
                 "both the attack and the epsilon schedule set a step size",
-                place="attack.step_size",
-                remedy="set attack.step_size=none, or an epsilon schedule without step_fraction",
+                place=f"{path}.step_size",
+                remedy=f"set {path}.step_size=none, or an epsilon schedule without step_fraction",
             )
 
     def __call__(
@@ -119,3 +120,8 @@ class PGD:
 
     def passes(self, progress: Progress) -> Passes:
         return Passes(forward=self.steps + self.objective.needs_reference, input_backward=self.steps)
+
+    def passes_in(self, recipe: Recipe, progress: Progress) -> Passes:
+        """With as many steps as the epsilon schedule has it take at most, where it says."""
+        counts: tuple[int, ...] = getattr(recipe.epsilon, "step_counts", (self.steps,))
+        return evolve(self, steps=max(counts)).passes(progress)

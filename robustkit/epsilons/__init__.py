@@ -8,6 +8,7 @@ by each image's own entropy are all the same to the rest of the step.
 from robustkit.core.batch import Budget
 from robustkit.core.registry import registry as _registry
 from robustkit.core.strategy import EpsilonSchedule
+from robustkit.epsilons.curriculum import Curriculum
 from robustkit.epsilons.cyclic import Cyclic, CyclicBatch
 from robustkit.epsilons.ecas import ECAS
 from robustkit.epsilons.fixed import Fixed
@@ -15,4 +16,4 @@ from robustkit.epsilons.linear import Linear
 
 registry = _registry("epsilon")
 
-__all__ = ["ECAS", "Budget", "Cyclic", "CyclicBatch", "EpsilonSchedule", "Fixed", "Linear", "registry"]
+__all__ = ["ECAS", "Budget", "Curriculum", "Cyclic", "CyclicBatch", "EpsilonSchedule", "Fixed", "Linear", "registry"]

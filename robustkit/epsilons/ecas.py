@@ -58,11 +58,13 @@ class ECAS:
 
     def adjust(self, uncertainty: Tensor, cycle: float, bumped: float) -> Budget:
         """The budget, from entropies (B,), the epoch's radius and the batch's draw from the big ones."""
+        raised, lowered = uncertainty < self.h_low, uncertainty > self.h_high
         epsilon = torch.full_like(uncertainty, cycle)
-        epsilon = torch.where(uncertainty > self.h_high, self.values[0], epsilon)
-        epsilon = torch.where(uncertainty < self.h_low, bumped, epsilon)
+        epsilon = torch.where(lowered, self.values[0], epsilon)
+        epsilon = torch.where(raised, bumped, epsilon)
         step_size = epsilon if self.step_follows == "sample" else torch.full_like(uncertainty, cycle)
-        return Budget(epsilon, step_size * self.step_fraction)
+        adjusted = torch.where(raised, 1, -lowered.long())
+        return Budget(epsilon, step_size * self.step_fraction, adjusted=adjusted)
 
     def passes(self, progress: Progress) -> Passes:
         return Passes(forward=1)

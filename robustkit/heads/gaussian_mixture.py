@@ -1,13 +1,15 @@
-"""One Gaussian of unit covariance for each class, around a learnt centre."""
+"""One Gaussian of unit covariance for each class, around a centre."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustkit.core.batch import Output, Progress
+from robustkit.core.errors import SpecError
 from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 
@@ -21,16 +23,26 @@ class GaussianMixture:
     classification loss, and `likelihood` times the mean squared distance to the true centre is added to the objective,
     growing linearly to that weight ("up": t / T), falling from it ("down": 1 - (t - 1) / T) or "constant": the paper
     argues for the first and sets the second. Distances are taken in float32 whatever the precision.
+
+    `centres` are learnt and start by Xavier's uniform rule or the normal one of He et al. ("msra": L-GM), or they are
+    fixed: the corners of a "simplex", of length `centre_norm` and equally far apart (Pang et al., ICLR 2020).
     """
 
     margin: float = setting(default=0.1, at_least=0)
     likelihood: float = setting(default=1.0, at_least=0)
     likelihood_schedule: Literal["up", "down", "constant"] = "up"
+    centres: Literal["xavier", "msra", "simplex"] = "xavier"
+    centre_norm: float = setting(default=10.0, above=0)
     centre_lr_scale: float = setting(default=1.0, at_least=0)
     centre_weight_decay: float | None = setting(default=None, at_least=0)
 
     def build(self, width: int, classes: int) -> GaussianMixtureHead:
-        return GaussianMixtureHead(width, classes, self.margin)
+        if self.centres == "simplex":
+            return GaussianMixtureHead(simplex(classes, width, self.centre_norm), self.margin)
+        centres = nn.Parameter(torch.empty(classes, width))
+        start = nn.init.xavier_uniform_ if self.centres == "xavier" else nn.init.kaiming_normal_
+        start(centres)  # N(0, 1) would saturate the softmax at the start
+        return GaussianMixtureHead(centres, self.margin)
 
     def penalty_weight(self, progress: Progress) -> float:
         share = {
@@ -45,14 +57,32 @@ class GaussianMixture:
         return options if self.centre_weight_decay is None else options | {"weight_decay": self.centre_weight_decay}
 
 
-class GaussianMixtureHead(nn.Module):
-    """State: centres (K, D)."""
+def simplex(classes: int, width: int, norm: float) -> Tensor:
+    """(K, D) points of length `norm` with inner products -norm^2 / (K - 1): as far from each other as can be.
 
-    def __init__(self, width: int, classes: int, margin: float) -> None:
+    Raises:
+        SpecError: there are fewer dimensions than points.
+    """
+    if width < classes:
+        fault = f"{classes} centres of a simplex need as many features, the network has {width}"
+        raise SpecError(fault, place="head.centres", remedy="set head.centres=xavier, or a wider network")
+    corners = torch.zeros(classes, width)
+    corners[:, :classes] = torch.eye(classes) - 1 / classes
+    return corners * (norm * math.sqrt(classes / (classes - 1)))
+
+
+class GaussianMixtureHead(nn.Module):
+    """State: centres (K, D), a buffer where they are fixed."""
+
+    centres: Tensor
+
+    def __init__(self, centres: Tensor, margin: float) -> None:
         super().__init__()
         self.margin = margin
-        self.centres = nn.Parameter(torch.empty(classes, width))
-        nn.init.xavier_uniform_(self.centres)  # N(0, 1) would saturate the softmax at the start
+        if isinstance(centres, nn.Parameter):
+            self.centres = centres
+        else:
+            self.register_buffer("centres", centres)
 
     def forward(self, features: Tensor, y: Tensor | None = None) -> Output:
         with torch.autocast(features.device.type, enabled=False):

@@ -7,18 +7,23 @@ are the log. A new loss is a class of a dozen lines.
 
 from robustkit.core.registry import registry as _registry
 from robustkit.core.strategy import OuterLoss
+from robustkit.helper import Helper, Untrained
 from robustkit.losses.align import Align
+from robustkit.losses.alp import ALP
 from robustkit.losses.cross_entropy import CrossEntropy
 from robustkit.losses.grad_align import GradAlign
 from robustkit.losses.hat import Hat
-from robustkit.losses.helper import Helper, Untrained
+from robustkit.losses.lbgat import LBGAT
 from robustkit.losses.mart import Mart
 from robustkit.losses.mixed import Mixed
+from robustkit.losses.self_weighted import SelfWeighted
 from robustkit.losses.trades import Trades
 
 registry = _registry("loss")
 
 __all__ = [
+    "ALP",
+    "LBGAT",
     "Align",
     "CrossEntropy",
     "GradAlign",
@@ -27,6 +32,7 @@ __all__ = [
     "Mart",
     "Mixed",
     "OuterLoss",
+    "SelfWeighted",
     "Trades",
     "Untrained",
     "registry",

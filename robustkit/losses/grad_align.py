@@ -97,7 +97,7 @@ class GradientAlignment(nn.Module):
         if weight is None:
             weight = 0.02 * 10 ** (255 * scene.threat.epsilon / 8)
         extras = {**inner.extras, **ours, "grad-align weight": x.new_full((1,), weight)}
-        return Prepared(ours | inner.views, extras, dict.fromkeys(ours, 0.0) | shares)
+        return inner._replace(views=ours | inner.views, extras=extras, shares=dict.fromkeys(ours, 0.0) | shares)
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from robustkit.core.spec import evolve, setting, spec
 from robustkit.core.strategy import Scene
 from robustkit.core.world import World
 from robustkit.functional import kl_from_logits
-from robustkit.losses.helper import Frozen, Helper, Untrained
+from robustkit.helper import Frozen, Helper, Untrained
 
 
 @registry("loss").register("hat")

@@ -20,7 +20,8 @@ class Trades:
     """CE(f(x), y) + weight KL(f(x) || f(x_adv)), gradient through both (Zhang et al., ICML 2019).
 
     Its attack is `PGD(objective=KL(), start="gaussian")`. Natural and adversarial images are forwarded one after the
-    other, each with its own batch statistics.
+    other, each with its own batch statistics. Where the budget has a weight for each image, it multiplies that image's
+    KL, too.
     """
 
     weight: float = setting(default=6.0, at_least=0)
@@ -28,7 +29,8 @@ class Trades:
     detach_target: ClassVar[bool] = True
 
     def prepare(self, scene: Scene, budget: Budget, x_adv: Tensor) -> Prepared:
-        return Prepared({"natural": scene.batch.x, "adversarial": x_adv})
+        weights = {} if budget.weight is None else {"weights": budget.weight}
+        return Prepared({"natural": scene.batch.x, "adversarial": x_adv}, weights)
 
     def __call__(
         self,
@@ -39,9 +41,12 @@ class Trades:
         progress: Progress,
     ) -> dict[str, Tensor]:
         natural, adversarial = outputs["natural"], outputs["adversarial"]
+        consistency = kl_from_logits(natural.logits, adversarial.logits)
+        if "weights" in extras:
+            consistency = extras["weights"] * consistency
         return {
             "cross-entropy": F.cross_entropy(natural.margined, batch.y),
-            "consistency": self.weight * kl_from_logits(natural.logits, adversarial.logits).mean(),
+            "consistency": self.weight * consistency.mean(),
         }
 
     def passes(self, progress: Progress) -> Passes:

@@ -156,7 +156,7 @@ def _composition(facts: dict[str, Any]) -> dict[str, str]:
 
 def _says_which(path: str) -> bool:
     whole = "." not in path and path not in HOW
-    return whole or path == "attack.objective" or re.fullmatch(r"target(\.inner)+", path) is not None
+    return whole or path == "attack.objective" or re.fullmatch(r"(attack|target)(\.inner)+", path) is not None
 
 
 def _contested(rows: Sequence[Row]) -> set[str]:

@@ -256,3 +256,14 @@ def test_the_others_never_look_at_the_model(schedule: object) -> None:
     before = snapshot(model)
     schedule(scene(model))
     assert_same(before, snapshot(model))
+
+
+def test_ecas_says_whose_radius_it_adjusts() -> None:
+    """By entropy, whatever the radius turns out to be: where the cycle stands at the smallest, or at the one drawn."""
+    uncertainty = torch.tensor([0.1, 1.3, 2.0, 2.274, 2.3])
+    for cycle, bumped in ((8 / 255, 11 / 255), (3 / 255, 11 / 255), (11 / 255, 11 / 255)):
+        adjusted = ECAS().adjust(uncertainty, cycle, bumped).adjusted
+        assert adjusted.tolist() == [1, 0, 0, 0, -1] and adjusted.dtype == torch.int64
+    assert ECAS(h_low=INF, h_high=-INF).adjust(uncertainty, 0.1, 0.2).adjusted.tolist() == [1] * 5  # as its radius
+    for schedule in (Fixed(), Linear(), Cyclic(), CyclicBatch()):
+        assert schedule(scene(tiny_model())).adjusted is None

@@ -8,7 +8,7 @@ import torch
 from tiny import tracked
 from torch.nn import functional as F
 
-from robustkit.attacks import PGD, RSFGSM
+from robustkit.attacks import LDAT, PGD, RSFGSM, Calibrated, Dynamic, Friendly, Grouped
 from robustkit.core.batch import Passes
 from robustkit.core.loop import step_passes, train_step
 from robustkit.core.model import Model
@@ -16,9 +16,9 @@ from robustkit.core.parts import Parts
 from robustkit.core.recipe import Recipe, Validation
 from robustkit.datasets import Synthetic
 from robustkit.engine import count_passes
-from robustkit.epsilons import ECAS, Cyclic
-from robustkit.heads import GaussianMixture
-from robustkit.losses import Align, CrossEntropy, GradAlign, Mixed, Trades
+from robustkit.epsilons import ECAS, Curriculum, Cyclic
+from robustkit.heads import GaussianMixture, Linear
+from robustkit.losses import ALP, LBGAT, Align, CrossEntropy, GradAlign, Mixed, Trades, Untrained
 from robustkit.objectives import KL, InverseObjective
 from robustkit.optimizers import SGD
 from robustkit.runs import load_parts, make_world
@@ -29,6 +29,7 @@ from robustkit.weights import AWP, Exponential
 
 BATCH, TRAIN = 8, 16
 GRAD_ALIGN = {"loss": GradAlign(), "attack": RSFGSM(noise=0, mode="train-frozen")}
+UNTRAINED = Untrained(model=Model(backbone="convnet_small"), head=Linear())
 TRADES = {"loss": Trades(), "attack": PGD(objective=KL(), start="gaussian")}
 
 
@@ -74,6 +75,8 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, int]] = {
     "ECAS-PGD-AT": ({"epsilon": ECAS()}, (12, 10, 1), 24, 2),
     "ECAS-PGD-AT, frozen": ({"epsilon": ECAS(mode="train-frozen")}, (12, 10, 1), 24, 1),
     "ECAS-PGD-AT, eval": ({"epsilon": ECAS(mode="eval")}, (12, 10, 1), 24, 1),
+    "ECAS-TRADES": (TRADES | {"epsilon": ECAS(big=2)}, (14, 10, 2), 28, 3),
+    "ECAS-TRADES, cross-entropy": ({"loss": Trades(), "epsilon": ECAS(big=2)}, (13, 10, 2), 27, 3),
     "TRADES": (TRADES, (13, 10, 2), 27, 2),
     "IAT, beta 0": ({"loss": Align(), "target": Inverse(objective=InverseObjective(beta=0))}, (17, 15, 1), 34, 2),
     "IAT": ({"loss": Align(), "target": Inverse()}, (19, 15, 1), 36, 2),
@@ -85,11 +88,32 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, int]] = {
     "RS-FGSM": ({"attack": RSFGSM()}, (2, 1, 1), 5, 2),
     "GradAlign": (GRAD_ALIGN, (4, 3, 3), 13, 3),
     "GradAlign, AWP": (GRAD_ALIGN | {"weights": AWP()}, (7, 5, 6), 24, 3),
+    "FAT, where nothing leaves the batch": ({"attack": Friendly(mode="train-frozen")}, (11, 10, 1), 23, 1),
+    "FAT-TRADES, likewise": (
+        {"loss": Trades(), "attack": Friendly(objective=KL(), start="gaussian", omega=0, mode="train-frozen")},
+        (13, 10, 2),
+        27,
+        2,
+    ),
+    "DAT, likewise": ({"attack": Dynamic(mode="train-frozen")}, (11, 10, 1), 23, 1),
+    "DAT, eleven gradients": ({"attack": Dynamic(steps=11, mode="train-frozen")}, (12, 11, 1), 25, 1),
+    "DAAT": ({"attack": Calibrated(helper=UNTRAINED)}, (19, 10, 1), 31, 1),
+    "DAAT, in training mode": (
+        {"attack": Calibrated(inner=PGD(mode="train"), helper=UNTRAINED)},
+        (19, 10, 1),
+        31,
+        11,
+    ),
+    "CAT, first stage": ({"epsilon": Curriculum(stages=0, rule="training"), "attack": Grouped()}, (1, 0, 1), 3, 1),
     "AT-AWP": ({"weights": AWP()}, (12, 10, 2), 26, 1),
     "ECAS-AWP": ({"weights": AWP(), "epsilon": ECAS()}, (13, 10, 2), 27, 2),
+    "ECAS-AWP, frozen": ({"weights": AWP(), "epsilon": ECAS(mode="train-frozen")}, (13, 10, 2), 27, 1),
     "TRADES-AWP": (TRADES | {"weights": AWP(gamma=0.005)}, (15, 10, 4), 33, 2),
     "LDAT with PGD": ({"loss": Mixed(), "head": GaussianMixture()}, (12, 10, 2), 26, 1),
     "LDAT with PGD, two forwards": ({"loss": Mixed(joint=False), "head": GaussianMixture()}, (12, 10, 2), 26, 2),
+    "LDAT": ({"loss": Mixed(), "head": GaussianMixture(), "attack": LDAT()}, (12, 10, 2), 26, 1),
+    "ALP": ({"loss": ALP()}, (12, 10, 2), 26, 1),
+    "LBGAT": (TRADES | {"loss": LBGAT(teacher=Model(backbone="convnet_small"))}, (14, 10, 3), 30, 2),
     "natural target, not detached": ({"loss": Align(detach=False), "target": Natural()}, (12, 10, 2), 26, 2),
     "the same with AWP": ({"loss": Align(detach=False), "target": Natural(), "weights": AWP()}, (14, 10, 4), 32, 2),
     "UIAT-AWP": ({"loss": Align(), "target": Universal(), "weights": AWP()}, (16, 11, 2), 31, 2),
@@ -112,6 +136,25 @@ def test_a_step_costs_what_the_sheets_say(name: str) -> None:
     assert found == declared == Passes(*counted)
     assert found.units == total
     assert seen == norms
+
+
+@pytest.mark.parametrize(
+    ("attack", "all_of_it"),
+    [
+        (Friendly(), False),
+        (Friendly(objective=KL()), False),
+        (Dynamic(), False),
+        (Friendly(tau=(10,), switch=()), True),
+    ],
+)
+def test_attacks_that_stop_early_cost_at_most_what_they_say(attack: Any, all_of_it: bool) -> None:
+    """FAT and DAT drop images that are final; with as much patience as steps, FAT drops none."""
+    parts = parts_of(recipe(attack=attack))
+    declared = step_passes(parts.recipe, parts.progress)
+    found, _ = one_step(parts)
+    assert found.parameter_backward == 1 and found.forward >= 2
+    assert found == declared or not all_of_it
+    assert all_of_it or (found.forward < declared.forward and found.input_backward < declared.input_backward)
 
 
 def test_single_steps_with_one_off_costs() -> None:

@@ -108,7 +108,7 @@ class Frozen(nn.Module):
             network, found = self.helper.network(self.world)
             known = bytes(self.sha256.tolist()).hex()
             if known.strip("0") and known != found:
-                place = self.helper.run if isinstance(self.helper, Helper) else "loss.helper"
+                place = self.helper.run if isinstance(self.helper, Helper) else "helper"
                 fault = f"the helper is another one: its sha256 is {found or 'none'}, not {known}"
                 raise UserError(fault, place=place, remedy="put back the one that is meant, or begin a new run")
             self.sha256.copy_(_bytes(found))
