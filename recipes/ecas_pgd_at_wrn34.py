@@ -5,14 +5,15 @@ Paper:      ECAS, BMVC 2023, Table 1; training recipe from its code (label smoot
 Cost:       24 forward-units a step (12 forwards, 10 input backwards, 1 parameter backward), 391 steps, 110 epochs
 Published:  clean 86.32, PGD-10 57.80, PGD-20 56.80, PGD-50 56.48, C&W 55.89, AutoAttack 53.43, best epoch on test
 Measured:   not yet
-Note:       compare with `epsilon=fixed epsilon.step_fraction=0.2` under this very recipe: label smoothing alone moves
-            these numbers. The published ones select the epoch on the test set; here validation images do.
+Note:       compare with recipes/ecas_table1.py:fixed, which is this very recipe at one radius: label smoothing alone
+            moves these numbers. The published ones select the epoch on the test set; here validation images do.
 """
 
 from robustkit import Model, Recipe, px
 from robustkit.attacks import PGD
 from robustkit.datasets import Cifar10
 from robustkit.epsilons import ECAS
+from robustkit.evaluation import ECAS as SUITE
 from robustkit.heads import Linear
 from robustkit.losses import CrossEntropy
 from robustkit.optimizers import SGD
@@ -31,4 +32,5 @@ recipe = Recipe(
     schedule=MultiStep(at=(99, 104)),
     epochs=110,
     batch_size=128,
+    evaluation=(SUITE,),
 )

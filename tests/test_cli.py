@@ -152,6 +152,24 @@ def test_show_marks_what_differs(recipe: str, capsys: pytest.CaptureFixture[str]
     assert "Radius by epoch: 3/255 to 4/255" in out and "parameters" in out
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "said"),
+    [
+        ("fixed", "Radius in every epoch: 8/255\nLearning rate"),
+        ("linear", "Radius by epoch: 3/255 to 12/255\n 1-12 ▁▂▂▃▄▄▅▅▆▇▇█\n"),
+        ("cyclic", "Radius by epoch: 3/255 to 12/255\n 1-12 ▁▂▃▃▄▅▆▆▇█▁▂\n"),
+        ("cyclic-batch", f"Radius in the first steps: 3/255 to 12/255\n 1-60 {'▁▂▃▃▄▅▆▆▇█' * 6}\n"),
+        ("ecas", "Radius by epoch: 3/255 to 12/255\n 1-12 ▁▂▃▃▄▅▆▆▇█▁▂\n"),
+    ],
+)
+def test_show_draws_every_schedule(
+    epsilon: str, said: str, recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["show", recipe, f"epsilon={epsilon}", "epochs=12", "control=none"]) == 0
+    assert said in capsys.readouterr().out
+
+
 def test_show_counts_passes_by_phase(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["show", recipe, "target=one-off", "target.start=0.5", "loss=align", "epochs=10", "control=none", "--json"]
     assert main(words) == 0

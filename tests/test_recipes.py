@@ -19,6 +19,11 @@ SINGLE = [address for address in RECIPES if address in FILES]
 FAMILIES = [address for address in RECIPES if address not in FILES]
 TABLE = {"sat": 23, "trades": 27, "mart": 26, "hat": 31, "uiat": 28, "uiat-oneoff": 24}
 SINGLE_STEP = {"rs-fgsm": 5, "rs-fgsm-uiat": 6, "grad-align": 13, "grad-align-uiat": 14}
+ECAS = {"ecas-pgd-at": 24, "ecas-trades": 28, "ecas-trades-code": 28, "ecas-awp": 27}
+ECAS |= {f"{k}-fixed": n - 1 for k, n in ECAS.items()} | {"ecas-pgd-at-fixed-unsmoothed": 23}
+BASELINES = {"pgd-at": 23, "trades": 27, "mart": 26, "fat": 23, "awp": 26, "trades-awp": 27}
+SCHEDULES = {"fixed": 23, "linear": 23, "cyclic": 23, "cyclic-batch": 23, "ecas": 24}
+MIXES = {"uiat": 28, "mart": 26, "mixture": 23}
 UNITS = {  # forward-units of a step in the first epoch
     "recipes/natural.py": 3,
     "recipes/pgd_at_rn18.py": 23,
@@ -53,13 +58,54 @@ UNITS = {  # forward-units of a step in the first epoch
     "recipes/cpu/uiat_table1.py:natural": 3,
     "recipes/cpu/uiat_table1.py:pgd-at": 23,
     "recipes/cpu/uiat_table1.py:iat": 34,
+    "recipes/fat.py:fat-wrn32": 23,
+    "recipes/fat.py:fat-trades-wrn34": 27,
+    "recipes/fat.py:fat-mart-wrn34": 26,
+    "recipes/dat.py:dat": 23,
+    "recipes/dat.py:dat-code": 23,
+    "recipes/cat.py": 10,
+    "recipes/cpu/cat.py": 10,
+    "recipes/daat.py": 31,
+    "recipes/cpu/daat.py": 31,
+    **{f"recipes/ecas_table1.py:{k}": n for k, n in SCHEDULES.items()},
+    "recipes/ecas_table1.py:fixed-unsmoothed": 23,
+    **{
+        f"recipes/ecas_table{number}.py:{data}-{k}": n - ("code" in k and data == "cifar10")  # no KL there
+        for number in (2, 3)
+        for data in ("cifar10", "cifar100")
+        for k, n in ECAS.items()
+    },
+    **{f"recipes/ecas_table4.py:{k}": n for k, n in (BASELINES | {"ecas-awp": 27, "ecas-awp-fixed": 26}).items()},
+    **{f"recipes/ecas_mixes.py:ecas-{k}": n + 1 for k, n in MIXES.items()},
+    **{f"recipes/ecas_mixes.py:ecas-{k}-fixed": n for k, n in MIXES.items()},
+    **{f"recipes/cpu/ecas_table1.py:{k}": n for k, n in SCHEDULES.items()},
+    **{f"recipes/cpu/ecas_table1.py:{k}": BASELINES[k] for k in ("awp", "fat")},
+    "recipes/cpu/ecas_table1.py:ecas-awp": 27,
+    "recipes/cpu/ecas_table1.py:ecas-uiat": 29,
+}
+LDAT = {"standard": 23, "trades": 27, "mart": 26, "lbgat": 30, "ldat": 26}
+READINGS = {"lbgat-0": 30, "alp": 26} | {f"ldat-{k}": 26 for k in ("down", "unit", "no-margin", "fixed")}
+SMALL_LDAT = {"pgd-at": 23, "trades": 27, "alp": 26, "lbgat": 30, "ldat-up": 26, "ldat-down": 26, "ldat-unit": 26}
+UNITS |= {
+    "recipes/ldat_prn18.py": 26,
+    "recipes/ldat_wrn28.py": 26,
+    **{f"recipes/ldat_table1.py:{k}": n for k, n in (LDAT | READINGS).items()},
+    **{f"recipes/ldat_table2.py:{k}": n for k, n in LDAT.items()},
+    **{f"recipes/ldat_table3.py:beta-{beta}": 26 for beta in ("0", "0.2", "0.5", "0.8", "1")},
+    **{f"recipes/ldat_figure6.py:{k}": 26 for k in ("ldat", "pgd-ce-linf", "pgd-ce-l2")},
+    **{f"recipes/ldat_figure6.py:pgd-kl-{k}": 27 for k in ("linf", "l2")},
+    **{f"recipes/lbgat.py:{data}-{weight}": 30 for data in ("cifar10", "cifar100") for weight in (0, 6)},
+    **{f"recipes/cpu/ldat_table1.py:{k}": n for k, n in SMALL_LDAT.items()},
 }
 QUICK = {
+    "recipes/cpu/ldat_table1.py:ldat-up",
+    "recipes/cpu/ldat_table1.py:lbgat",
     "recipes/quickstart.py",
     "recipes/cpu/ecas_uiat_wrn34.py",
     "recipes/trades_rn18.py",
     "recipes/uiat_oneoff_rn18.py",
     "recipes/cpu/uiat_table1.py:hat",
+    "recipes/cpu/ecas_table1.py:ecas-awp",
     "recipes/cpu/single_step.py:grad-align-8",
 }
 

@@ -1,4 +1,4 @@
-"""Figures of the UIAT paper: their data computed anew another way, files that are there, and measuring once."""
+"""Figures of papers: their data computed anew another way, files that are there, and measuring once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import robustkit
-from robustkit import Model, Recipe, Suite, Validation, evaluate, evolve, run
+from robustkit import Model, Recipe, Suite, Validation, evaluate, evolve, resume, run
 from robustkit.attacks import PGD
 from robustkit.cli import report
 from robustkit.cli.main import main
 from robustkit.cli.options import Parser
 from robustkit.datasets import Digits, Synthetic
+from robustkit.epsilons import ECAS
 from robustkit.evaluation import PGD_20, Attacked, Clean, fixed_part, wilson
 from robustkit.evaluation.evaluate import News
 from robustkit.losses import Align, CrossEntropy
@@ -55,6 +56,7 @@ MADE = {
     "three": evolve(UIAT, loss=Align(weight=3.0)),
     "again": evolve(UIAT, loss=Align(weight=3.0), seed=2),
     "plain": PLAIN,
+    "cycled": evolve(PLAIN, epsilon=ECAS(values=(0.05, EPSILON), big=1, h_low=1.8, h_high=2.2)),
 }
 
 
@@ -306,6 +308,40 @@ def test_universal_levels(few: Any, finished: Path) -> None:
     assert panel["levels"]["-1"] + panel["levels"]["1"] > 0.5
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_adjusted_radii_are_counted_by_entropy(
+    accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ECAS sheet 12: by epoch, whatever radius an image ends with: also where the cycle stands at the smallest one."""
+    seen: list[Tensor] = []
+
+    def recorded(logits: Tensor) -> Tensor:
+        seen.append(torch.distributions.Categorical(logits=logits).entropy())
+        return seen[-1]
+
+    monkeypatch.setattr("robustkit.epsilons.ecas.entropy", recorded)
+    recipe = evolve(MADE["cycled"], epochs=3, accumulate=accumulate, evaluation=())
+    run(recipe, out=tmp_path / "run", device="cpu", max_steps=5, preflight=False)  # stops within the first epoch
+    resume(tmp_path / "run", device="cpu")
+    data, figure = make("radii", open_runs([str(tmp_path / "run")], device="cpu"))
+    epochs = data["panels"][0]["epochs"]
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3]
+    assert [epoch["cycle"] for epoch in epochs] == [0.05, EPSILON, 0.05] and json.loads(json.dumps(data)) == data
+    each = torch.cat(seen).split(len(torch.cat(seen)) // 3)
+    assert len(each) == 3
+    for epoch, entropies in zip(epochs, each, strict=True):
+        raised, lowered = (entropies < 1.8).double().mean(), (entropies > 2.2).double().mean()
+        assert (epoch["raised"], epoch["lowered"]) == pytest.approx((float(raised), float(lowered)))
+        small = lowered if epoch["cycle"] > 0.05 else 1 - raised
+        wanted = {0.05: float(small), EPSILON: 1 - float(small)}
+        found = {round(radius, 2): share for radius, share in epoch["radii"]}
+        assert found == pytest.approx({radius: share for radius, share in wanted.items() if share})
+    assert 0 < epochs[0]["lowered"] < 1 and 0 < epochs[0]["raised"] < 1  # its histogram shows these alone
+    bars = figure.axes[0].patches
+    assert [bar.get_height() for bar in bars[3:6]] == pytest.approx([100 * epoch["raised"] for epoch in epochs])
+    assert [bar.get_y() + bar.get_height() for bar in bars[6:9]] == pytest.approx([100] * 3)
+
+
 # Measuring once
 
 
@@ -355,11 +391,12 @@ def test_what_was_begun_goes_on(few: Any, runs: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn(name: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [str(runs / run) for run in (("one",) if name in ("strength", "universal") else ("one", "three"))]
+    single = {"strength": ("one",), "universal": ("one",), "radii": ("cycled",)}
+    paths = [str(runs / run) for run in single.get(name, ("one", "three"))]
     images = ["--images", "8"] if "images" in FIGURES[name].takes else []
     assert main(["report", *paths, "--figure", name, *images, "--quiet", "--device", "cpu"]) == 0
     captured = capsys.readouterr()
-    path = runs / "one" / "figures" / f"{name}.png"
+    path = Path(paths[0], "figures", f"{name}.png")
     assert captured.out.strip() == str(path) and captured.err == ""
     assert path.read_bytes().startswith(PNG) and path.stat().st_size > 5000
 
@@ -389,6 +426,7 @@ def test_figure_must_be_named(runs: Path, capsys: pytest.CaptureFixture[str]) ->
     ("words", "said"),
     [
         (["plain", "--figure", "universal"], ["plain", "no universal perturbations: its target is none"]),
+        (["one", "--figure", "radii"], ["one", "no counts of adjusted radii", "fixed", "epsilon=ecas"]),
         (["plain", "--figure", "overfitting"], ["plain", "no learning curves", "validation.images"]),
         (["plain", "--figure", "strength", "--checkpoint", "best"], ["no checkpoint 'best'", "--checkpoint last"]),
         (["one", "--figure", "strength", "--images", "1"], ["--images", "at least 2"]),

@@ -95,6 +95,19 @@ def test_sparkline() -> None:
     assert formats.sparkline([0, 1], ascii_only=True).isascii()
 
 
+def test_course() -> None:
+    """Lines of whole tens, each with the numbers of its first and last value; all on one scale."""
+    cycle = [number % 10 for number in range(110)]
+    lines = formats.course(cycle, width=79)
+    assert [line.split()[0] for line in lines] == ["1-70", "71-110"] and all(len(line) <= 79 for line in lines)
+    marks = [line.split()[1] for line in lines]
+    assert marks[0] == formats.sparkline(range(10)) * 7 and marks[1] == marks[0][:40]
+    assert [line.index("▁") for line in lines] == [8, 8]
+    assert formats.course([0, 1], width=20, ascii_only=True) == ["1-2 _#"]
+    assert formats.course([], width=20) == []
+    assert formats.course([0] * 10 + [7] * 5, width=14)[1].split()[1] == "█" * 5
+
+
 # Tables
 
 

@@ -1,4 +1,4 @@
-"""Draw a figure of the UIAT paper (CVPR 2023) from finished runs, and give its data.
+"""Draw a figure of a paper (UIAT, CVPR 2023; ECAS, BMVC 2023) from finished runs, and give its data.
 
 What it has to measure is kept in figures.json of the runs: drawing again costs nothing, and a figure that was killed or
 interrupted goes on where it was, with the same command.
@@ -24,7 +24,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    lines = [f"  {name:13}{entry.shows} ({_papers(entry.paper)})" for name, entry in FIGURES.items()]
+    lines = [f"  {name:13}{entry.shows} ({entry.paper})" for name, entry in FIGURES.items()]
     parser.description = f"{parser.description}\nfigures:\n" + "\n".join(lines)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a finished run")
     parser.add_argument("--figure", metavar="NAME", help="which one: see above")
@@ -98,7 +98,3 @@ def _wanted(arguments: argparse.Namespace) -> tuple[str, dict[str, str]]:
         if option not in takes:
             raise UserError(f"means nothing to {arguments.figure}", place=f"--{option}", remedy="leave it out")
     return arguments.figure, {option: value for option, value in given.items() if option != "images"}
-
-
-def _papers(figures: str) -> str:
-    return f"the paper's {figures}" if figures != "none" else "not in the paper"

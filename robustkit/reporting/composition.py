@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from robustkit.core.batch import Passes, Progress
-from robustkit.core.loop import step_passes
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import FOLDERS, registry
 from robustkit.core.spec import digest, evolve, flatten, to_json
@@ -59,7 +58,7 @@ class Overview(NamedTuple):
 def overview(file: str, name: str, recipe: Recipe) -> Overview:
     """The line of the recipe that `file` defines under that name ("": the one without)."""
     data, attack, target, loss = (_name(x) or "none" for x in (recipe.data, recipe.attack, recipe.target, recipe.loss))
-    units = " / ".join(str(phase.total.units) for phase in phases(recipe))
+    units = " / ".join(f"{phase.total.units:.4g}" for phase in phases(recipe))
     address = f"{file}:{name}" if name else file
     return Overview(address, data, attack, target, loss, recipe.epochs, units, digest(recipe))
 
@@ -83,15 +82,14 @@ def rows(recipe: Recipe, before: Recipe) -> Iterator[Row]:
 
 
 def phases(recipe: Recipe) -> list[Phase]:
-    """Consecutive epochs whose steps cost the same, together."""
+    """Consecutive epochs whose steps cost the same, on average, together."""
     found: list[Phase] = []
     for epoch in range(recipe.epochs):
-        progress = Progress.at(epoch * NOMINAL_STEPS, recipe.epochs, NOMINAL_STEPS)
-        parts = recipe.passes(progress)
+        parts = recipe.mean_passes(Progress.at(epoch * NOMINAL_STEPS, recipe.epochs, NOMINAL_STEPS))
         if found and found[-1].parts == parts:
             found[-1] = found[-1]._replace(last=epoch + 1)
         else:
-            found.append(Phase(epoch + 1, epoch + 1, parts, step_passes(recipe, progress)))
+            found.append(Phase(epoch + 1, epoch + 1, parts, sum(parts.values(), Passes())))
     return found
 
 
@@ -131,7 +129,8 @@ def print_composition(console: Console, recipe: Recipe, before: Recipe, title: s
     console.print(_passes_table(recipe))
     for label, values, ends in _courses(recipe):
         console.print(f"{label}: {ends}")
-        console.print(formats.sparkline(values, width=console.width - 1, ascii_only=console.options.ascii_only))
+        for line in formats.course(values, width=console.width - 1, ascii_only=console.options.ascii_only):
+            console.print(line)
 
 
 def _field(name: str, value: Any, default: Any, before: Any, depth: int) -> Iterator[Row]:
@@ -197,8 +196,9 @@ def _leaves(recipe: Recipe) -> dict[str, Any]:
     return flatten(to_json(evolve(recipe, control=None)))
 
 
-def _passes_data(passes: Passes) -> dict[str, int]:
-    return attrs.asdict(passes) | {"units": passes.units}
+def _passes_data(passes: Passes) -> dict[str, float]:
+    counts = attrs.asdict(passes) | {"units": passes.units}
+    return {name: int(n) if n == int(n) else round(n, 4) for name, n in counts.items()}
 
 
 def _settings_table(recipe: Recipe, before: Recipe) -> Table:
@@ -226,18 +226,21 @@ def _passes_table(recipe: Recipe) -> Table:
 
 
 def _counts(passes: Passes) -> list[str]:
-    return [str(n) for n in (passes.forward, passes.input_backward, passes.parameter_backward, passes.units)]
+    return [f"{n:.4g}" for n in (passes.forward, passes.input_backward, passes.parameter_backward, passes.units)]
 
 
 def _courses(recipe: Recipe) -> Iterator[tuple[str, list[float], str]]:
-    """(label, values, range) of what changes over training: the radius, if it does, and the learning rate."""
+    """(label, values, range) of what changes over training: radius and learning rate; no values: it does not change."""
     starts = [Progress.at(epoch * NOMINAL_STEPS, recipe.epochs, NOMINAL_STEPS) for epoch in range(recipe.epochs)]
-    value = getattr(recipe.epsilon, "value", None)
+    value = getattr(recipe.epsilon, "value", attrs.NOTHING)
     if callable(value):
         steps = [Progress.at(step, recipe.epochs, NOMINAL_STEPS) for step in range(min(60, starts[-1].total_steps))]
         by_step = value(steps[0]) != value(steps[1])
         radii = [value(progress) for progress in (steps if by_step else starts)]
         label = "Radius in the first steps" if by_step else "Radius by epoch"
         yield label, radii, f"{formats.in_255ths(min(radii))} to {formats.in_255ths(max(radii))}"
+    elif (value is None or isinstance(value, float)) and recipe.attack is not None:
+        radius = recipe.threat.epsilon if value is None else value
+        yield "Radius in every epoch", [], formats.in_255ths(radius)
     rates = [recipe.optimizer.lr * recipe.schedule(progress).lr_scale for progress in starts]
     yield "Learning rate by epoch", rates, f"{min(rates):.3g} to {max(rates):.3g}"

@@ -71,3 +71,15 @@ def sparkline(values: Sequence[float], *, width: int = 60, ascii_only: bool = Fa
     if high == low:
         return marks[len(marks) // 2] * len(values)
     return "".join(marks[round((value - low) / (high - low) * (len(marks) - 1))] for value in values)
+
+
+def course(values: Sequence[float], *, width: int = 60, ascii_only: bool = False) -> list[str]:
+    """A sparkline in lines of at most `width` characters, each after the numbers of its values, which count from 1.
+
+    Lines hold whole tens of values, so that a cycle of ten looks the same in each.
+    """
+    digits = len(str(len(values)))
+    room = max(10, (width - 2 * digits - 2) // 10 * 10)
+    marks = sparkline(values, width=len(values), ascii_only=ascii_only) if values else ""
+    ends = [(first, min(first + room, len(values))) for first in range(0, len(values), room)]
+    return [f"{first + 1:>{digits}}-{last:<{digits}} {marks[first:last]}" for first, last in ends]

@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 
 from robustkit import Model, evolve, run
-from robustkit.attacks import PGD, RSFGSM
+from robustkit.attacks import LDAT, PGD, RSFGSM, Calibrated, Dynamic, Friendly, Grouped, Within
 from robustkit.core import checkpoint
 from robustkit.core.recipe import Recipe, Suite, Validation, save_recipe
 from robustkit.core.registry import registry
 from robustkit.datasets import Synthetic, WithSynthetic
-from robustkit.epsilons import ECAS
+from robustkit.epsilons import ECAS, Curriculum
 from robustkit.evaluation import Attacked, Clean
 from robustkit.heads import GaussianMixture
-from robustkit.losses import Align, GradAlign, Hat, Mart, Mixed, Trades
+from robustkit.losses import ALP, LBGAT, Align, GradAlign, Hat, Mart, Mixed, SelfWeighted, Trades
 from robustkit.objectives import KL
 from robustkit.optimizers import SGD
 from robustkit.schedules import OneCycle
@@ -48,7 +48,8 @@ from itself as far, and by one pixel that moved the other way to 3e-5. At higher
 tiny start (almost no gradient there) and the Gaussian mixture amplify that to 1e-2: they train at lower ones. So does
 the universal target with momentum: one process that starts one unit off drifts by 1e-6, or where a sign of z turns, by
 0.2, and two processes lay 1.4e-4 apart at the rate 0.1 (once batch normalisation was folded; before, below 3e-5). And
-so does one long sign step in training mode (RS-FGSM): 4.7e-3 at the rate 0.1, 9e-7 at 0.01.
+so does one long sign step in training mode (RS-FGSM): 4.7e-3 at the rate 0.1, 9e-7 at 0.01. LDAT and LBGAT lay
+1e-6 apart, or 1e-2 where a pixel turned, at any rate; so did one process that starts one unit off.
 """
 
 
@@ -89,12 +90,34 @@ RECIPES = {
     "trades": recipe(loss=Trades(), attack=PGD(steps=2, objective=KL()), optimizer=SGD(lr=0.01)),
     "mart": recipe(loss=Mart(), optimizer=SGD(lr=0.01)),
     "hat": recipe(loss=Hat(), attack=PGD(steps=2, objective=KL()), optimizer=SGD(lr=0.01)),
+    "ldat": recipe(loss=Mixed(), head=GaussianMixture(), attack=Within(inner=LDAT(steps=2)), optimizer=SGD(lr=0.001)),
+    "alp": recipe(loss=ALP(), optimizer=SGD(lr=0.01)),
+    "lbgat": recipe(loss=LBGAT(), attack=PGD(steps=2, objective=KL()), optimizer=SGD(lr=0.003)),
+    "lbgat-awp": recipe(loss=LBGAT(), attack=PGD(steps=2, objective=KL()), weights=AWP(), optimizer=SGD(lr=0.003)),
     "rs-fgsm": recipe(attack=RSFGSM(), optimizer=SGD(lr=0.01)),
     "grad-align": recipe(
         loss=GradAlign(weight=1.0), attack=RSFGSM(noise=0.0, mode="train-frozen"), optimizer=SGD(lr=0.01)
     ),
     "attack-in-training-mode": recipe(attack=PGD(steps=2, mode="train")),
     "attack-with-frozen-statistics": recipe(attack=PGD(steps=2, mode="train-frozen")),
+    "friendly": recipe(attack=Friendly(steps=2, tau=(0, 1), switch=(0.5,)), optimizer=SGD(lr=0.01)),
+    "dynamic-self-weighted": recipe(
+        attack=Dynamic(steps=2, threshold=0.1), loss=SelfWeighted(), optimizer=SGD(lr=0.01)
+    ),
+    "cat": recipe(
+        epsilon=Curriculum(patience=1, train_accuracy=0.0, stages=2),
+        attack=Grouped(inner=PGD(mode="train")),
+        epochs=6,
+        optimizer=SGD(lr=0.01),
+    ),
+    "cat-with-empty-groups": recipe(  # up to seven groups of nine images, of which one process has four
+        epsilon=Curriculum(rule="training", train_accuracy=0.0),
+        attack=Grouped(inner=PGD(mode="train")),
+        epochs=7,
+        batch_size=9,
+        optimizer=SGD(lr=0.001),
+    ),
+    "daat": recipe(attack=Calibrated(inner=PGD(steps=2)), optimizer=SGD(lr=0.01), seed=5),  # with 1 a pixel turns
     "inverse": recipe(target=Inverse(steps=2)),
     "target-with-gradient": recipe(target=Natural(), loss=Align(detach=False)),
     "average": recipe(average=Exponential(rate=0.8)),

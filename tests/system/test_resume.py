@@ -70,6 +70,8 @@ def sooner(strategy: Any) -> Any:
             changes["start"] = 0.5
         elif field.name == "steps" and isinstance(value, int):
             changes["steps"] = min(2, value)
+        elif field.name == "steps" and isinstance(value, tuple):
+            changes["steps"] = (1, 2)
         elif attrs.has(type(value)):
             changes[field.name] = sooner(value)
     return evolve(strategy, **changes)

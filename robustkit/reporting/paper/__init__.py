@@ -1,4 +1,4 @@
-"""The figures of the UIAT paper (Dong et al., CVPR 2023) and of its supplement, from finished runs.
+"""Figures of papers, of finished runs: of UIAT (Dong et al., CVPR 2023) and its supplement, and of ECAS (BMVC 2023).
 
 One file for each: `collect(runs, ...)` gives its data, which are JSON, and `draw(data)` makes the picture of nothing
 else. What has to be measured is kept in figures.json of the run it was measured of, so that drawing again is free.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Entry:
-    """A figure in a few words, the paper's figures of its kind, and what it takes besides runs."""
+    """A figure in a few words, which figures of which paper it repeats, and what it takes besides runs."""
 
     shows: str
     paper: str
@@ -32,12 +32,13 @@ class Entry:
 
 
 FIGURES = {
-    "strength": Entry("accuracy against attack strength, easy and hard half apart", "Figs. 1 and 4", ("images",)),
-    "overfitting": Entry("learning curves on training and held-out images", "Fig. 2"),
-    "sweep": Entry("accuracy against the setting in which runs differ", "Fig. 3, supplement Fig. 2", ("setting",)),
-    "difference": Entry("how two runs differ, against the test radius", "Fig. 5", ("images", "attack")),
-    "inverse": Entry("inverse perturbations and what they do to images", "supplement Fig. 1", ("images",)),
-    "universal": Entry("histogram of universal perturbations", "none"),
+    "strength": Entry("accuracy against attack strength, easy and hard half apart", "UIAT, Figs. 1 and 4", ("images",)),
+    "overfitting": Entry("learning curves on training and held-out images", "UIAT, Fig. 2"),
+    "sweep": Entry("accuracy against the setting in which runs differ", "UIAT, Fig. 3 and supplement", ("setting",)),
+    "difference": Entry("how two runs differ, against the test radius", "UIAT, Fig. 5", ("images", "attack")),
+    "inverse": Entry("inverse perturbations and what they do to images", "UIAT, supplement", ("images",)),
+    "universal": Entry("histogram of universal perturbations", "in no paper"),
+    "radii": Entry("which radii ECAS adjusted, epoch by epoch", "ECAS, Fig. 2"),
 }
 """By name, which is the name of its file here."""
 

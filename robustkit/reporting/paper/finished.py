@@ -71,6 +71,11 @@ class FinishedRun:
         """Of this checkpoint, in results.json: {key: {"accuracy", "n", "ci95", ...}}."""
         return dict(read_results(self.folder).get(self.checkpoint) or {})
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The reports of its epochs, as metrics.jsonl has them."""
+        file = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
     def tensors(self) -> dict[str, Tensor]:
         """All that the checkpoint holds, strategies' state included, on the CPU."""
         return checkpoints.read(self.folder / "checkpoints" / f"{self.checkpoint}.safetensors")[0]

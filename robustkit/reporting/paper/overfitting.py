@@ -6,7 +6,6 @@ those of the recipe's `validation`, where the paper has the test set.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +30,7 @@ def collect(runs: Sequence[FinishedRun]) -> dict[str, Any]:
 
 
 def _panel(run: FinishedRun) -> dict[str, Any]:
-    file = run.folder / "metrics.jsonl"
-    reports = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    reports = run.metrics()
     if not any("validation" in report for report in reports):
         fault = "has no learning curves: no images were held out"
         raise UserError(fault, place=str(run.folder), remedy="train with validation.images=1024")

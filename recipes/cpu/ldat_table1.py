@@ -1,0 +1,44 @@
+"""LDAT and its baselines under one small budget: that of recipes/cpu/uiat_table1.py, for two CPU cores.
+
+Run:        robustkit run recipes/cpu/ldat_table1.py:ldat-up, or another name below
+Papers:     as recipes/ldat_table1.py, whose strategies it uses at their own settings
+Changed:    the schedule is that of recipes/cpu/uiat_table1.py, for all: 10,000 images (512 of them held out), 12 epochs
+            in batches of 128, one cycle to 0.1; a quarter of the width, of LBGAT's teacher, too
+Cost:       forward-units a step below, 75 steps an epoch
+Published:  nothing at this size
+Measured:   not yet
+Note:       `ldat-up` lets the likelihood's weight grow from 0 to 1, `ldat-down` fall from 1 to 0; `ldat-unit` is
+            `ldat-up` with the attack of the paper's Algorithm 1 in place of Adam's steps
+
+                 forward-units
+    pgd-at       23
+    trades       27
+    alp          26
+    lbgat        30
+    ldat-up      26
+    ldat-down    26
+    ldat-unit    26
+"""
+
+from uiat_table1 import kl, natural, pgd_at
+
+from robustkit import Model, Suite, evolve
+from robustkit.attacks import LDAT, Within
+from robustkit.evaluation import CW, PGD_20, PGD_40, AutoAttack, Clean
+from robustkit.heads import GaussianMixture
+from robustkit.losses import ALP, LBGAT, Mixed, Trades
+from robustkit.threats import L2
+
+suite = Suite(measures=(Clean(images=1000), PGD_20, PGD_40, CW, AutoAttack(images=256)), images=1000)
+natural, pgd_at = (evolve(recipe, evaluation=(suite,)) for recipe in (natural, pgd_at))
+head = GaussianMixture(margin=0.1, likelihood=1.0, likelihood_schedule="up")
+ldat = evolve(natural, head=head, attack=Within(threat=L2(epsilon=1.5), inner=LDAT(steps=10)), loss=Mixed(beta=0.5))
+recipes = {
+    "pgd-at": pgd_at,
+    "trades": evolve(natural, attack=kl, loss=Trades(weight=6.0)),
+    "alp": evolve(pgd_at, loss=ALP(weight=0.5)),
+    "lbgat": evolve(natural, attack=kl, loss=LBGAT(weight=6.0, teacher=Model(backbone="resnet18_cifar_w16"))),
+    "ldat-up": ldat,
+    "ldat-down": evolve(ldat, head=evolve(head, likelihood_schedule="down")),
+    "ldat-unit": evolve(ldat, attack=Within(threat=L2(epsilon=1.5), inner=LDAT(steps=10, step="unit"))),
+}
