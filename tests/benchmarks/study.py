@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from robustkit import Recipe, UserError, resume, run
+from robustkit import Recipe, UserError, evolve, resume, run
 from robustkit.cli.options import EXIT_TIME, seconds
 from robustkit.core.override import override
 from robustkit.core.recipe import load_recipes, split_address
@@ -23,6 +23,7 @@ from robustkit.core.spec import walk
 from robustkit.reporting import consoles
 from robustkit.reporting.comparison import load_item, print_comparison
 from robustkit.reporting.terminal import TerminalDisplay
+from robustkit.runs import CHECKPOINTS, evaluate_run
 
 
 def helper_words(recipe: Recipe, family: Path, out: Path, seed: int) -> tuple[str, ...]:
@@ -31,15 +32,22 @@ def helper_words(recipe: Recipe, family: Path, out: Path, seed: int) -> tuple[st
     return tuple(f"{path}.run={out / f'{name}-{seed}'}" for path, (file, name) in made.items() if file == family)
 
 
-def train(recipe: Recipe, words: tuple[str, ...], folder: Path, source: str, left: float | None) -> bool:
-    """Whether it is done."""
+def arm(recipe: Recipe, words: tuple[str, ...], folder: Path, source: str, checkpoint: str, end: float | None) -> bool:
+    """Train, then judge that checkpoint alone. Whether all is done."""
     display = TerminalDisplay(consoles.messages())
     if (folder / "recipe.json").is_file():
-        outcome = resume(folder, max_time=left, display=display)
+        outcome = resume(folder, max_time=_left(end), display=display)
     else:
-        given = override(recipe, words)
-        outcome = run(given, out=folder, source=source, overrides=words, max_time=left, display=display)
+        given = evolve(override(recipe, words), evaluation=())
+        outcome = run(given, out=folder, source=source, overrides=words, max_time=_left(end), display=display)
+    for suite in recipe.evaluation:
+        if outcome.stopped in ("", "collapse"):
+            outcome = evaluate_run(folder, checkpoints=(checkpoint,), suite=suite, max_time=_left(end), display=display)
     return outcome.stopped in ("", "collapse")
+
+
+def _left(end: float | None) -> float | None:
+    return None if end is None else max(0.0, end - time.monotonic())
 
 
 def main(words: list[str] | None = None) -> int:
@@ -48,6 +56,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--only", metavar="NAME,NAME", help="these arms alone")
     parser.add_argument("--seeds", default="1", metavar="N,N", help="each arm with each seed (default: 1)")
+    parser.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="which is judged (default: last)")
     parser.add_argument("--max-time", type=seconds, metavar="TIME", help="stop after e.g. 9m with exit code 75")
     arguments = parser.parse_args(words)
     recipes = load_recipes(arguments.family)
@@ -60,12 +69,9 @@ def main(words: list[str] | None = None) -> int:
     for seed in map(int, arguments.seeds.split(",")):
         for name in names:
             folder = arguments.out / f"{name}-{seed}"
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
-                return EXIT_TIME
             extra = (f"seed={seed}", *helper_words(recipes[name], arguments.family, arguments.out, seed))
             try:
-                if not train(recipes[name], extra, folder, f"{arguments.family}:{name}", left):
+                if not arm(recipes[name], extra, folder, f"{arguments.family}:{name}", arguments.checkpoint, end):
                     return EXIT_TIME
                 folders.append(folder)
             except (UserError, RuntimeError) as error:
