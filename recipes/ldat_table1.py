@@ -14,7 +14,7 @@ Open:       what recipes/ldat_prn18.py says. Of the baselines the paper gives LB
             8/255, weights 6 (TRADES) and 5 (MART), and a ResNet-18 teacher. Its standard row lies between the best and
             the last epoch of recipes/pgd_at_rice_prn18.py. `lbgat-0` and `alp`, at its authors' 0.5, are our additions.
 Mind:       "APGD" is untargeted, on DLR; AutoAttack is not in the table, and decides here. DeepFool (both norms) and
-            C&W are not measured here
+            C&W, which need foolbox, are measured by `robustkit eval RUN --suite ldat`
 
 Published:            clean   L-inf: PGD   APGD    FAB     DeepFool   L2: PGD   APGD    FAB     C&W     DeepFool   units
     standard          84.78   48.88   49.71   47.83   53.02   60.73   60.48   59.62   60.70   63.44   23

@@ -42,7 +42,8 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
-    checkpoint.write_text(folder / "results.json", json.dumps(results, indent=2, sort_keys=True) + "\n")
+    """As measured: the order of a measure's stages says something."""
+    checkpoint.write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
 
 
 def read_outcomes(folder: Path) -> dict[str, dict[str, dict[str, str]]]:

@@ -118,6 +118,12 @@ class Frozen(nn.Module):
             return ""
         return f"{self.helper.run}, {self.helper.checkpoint}, sha256 {bytes(self.sha256.tolist()).hex()}"
 
+    @property
+    def network(self) -> RobustModel:
+        """It, loaded: in eval mode, on the world's device."""
+        self.ready()
+        return self._network[0]
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""

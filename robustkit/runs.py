@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import torch
+from torch import Tensor
 
 import robustkit
 from robustkit.core import checkpoint
@@ -30,6 +31,7 @@ from robustkit.core.recipe import Precision, Recipe, Suite, execute, load_recipe
 from robustkit.core.registry import registry
 from robustkit.core.spec import digest, evolve, flatten, from_json, to_json
 from robustkit.core.world import World
+from robustkit.data.loader import make_batch
 from robustkit.engine.memory import keeping_memory
 from robustkit.folder import (
     new_folder,
@@ -155,7 +157,7 @@ def evaluate_run(
     folder: str | Path,
     *,
     checkpoints: Sequence[str] = CHECKPOINTS,
-    suite: str | Suite | None = None,
+    suite: str | Suite | Sequence[Suite] | None = None,
     keys: Sequence[str] | None = None,
     limit: int | None = None,
     again: bool = False,
@@ -170,7 +172,7 @@ def evaluate_run(
     provisional, and returned only. An evaluation that was stopped or killed goes on where it was.
 
     Args:
-        suite: what to measure instead of the recipe's own suites: a name ("quick", ...) or a value.
+        suite: what to measure instead of the recipe's own suites: a name ("quick", ...), a value, or several.
         keys: some of its measures only.
         exact: forward the model as if it were called by hand, see `robustkit.evaluate`.
         max_time: stop after so many seconds.
@@ -178,11 +180,11 @@ def evaluate_run(
     Raises:
         UserError: it is no run, a checkpoint is damaged, or there is no such measure.
     """
-    from robustkit.evaluation.suites import some_of, suite_of
+    from robustkit.evaluation.suites import some_of, suites_of
 
     folder, display = Path(folder), display or Silent()
     recipe = recipe_of(folder)
-    suites = recipe.evaluation if suite is None else (suite_of(suite),)
+    suites = recipe.evaluation if suite is None else suites_of(suite)
     wanted = evolve(recipe, evaluation=some_of(suites, keys, limit))
     parts = load_parts(recipe, make_world(recipe, device))
     facts = restore(parts, folder / "checkpoints" / "last.safetensors", weights_only=True)
@@ -408,7 +410,14 @@ def _train_and_judge(
 
 
 def _ready(parts: Parts) -> dict[str, str]:
-    """Has strategies load what training needs besides data (a helper's weights); says in words what that is."""
+    """Has strategies load what training needs besides data (a helper's weights); says in words what that is.
+
+    What measures need is asked for, too: not only when days of training are over.
+    """
+    from robustkit.evaluation.evaluate import made_ready
+
+    for suite, measure in parts.recipe.measures():
+        made_ready(measure, suite.threat or parts.recipe.threat, parts.world)
     ready = [part.ready() for part in parts.strategies.values() if hasattr(part, "ready")]
     return {name: text for found in ready for name, text in found.items() if text}
 
@@ -501,7 +510,7 @@ def judge(
     What is judged is noted in the folder's `evaluation/`, slice by slice, until the measure is done: an evaluation that
     was stopped or killed goes on there.
     """
-    from robustkit.evaluation.evaluate import PROBE, judge_slices, ledger_of, rows_of
+    from robustkit.evaluation.evaluate import PROBE, judge_slices, ledger_of, made_ready, rows_of
     from robustkit.evaluation.ledger import digest_of_weights
     from robustkit.evaluation.logits import judging
     from robustkit.evaluation.sources import OwnImages
@@ -513,6 +522,7 @@ def judge(
     wanted = [entry for entry in wanted if done.get(result_key(*entry[:2]), {}).get("n") != len(entry[2])]
     if not wanted:
         return ""
+    wanted = [(suite, made_ready(m, suite.threat or recipe.threat, world), rows) for suite, m, rows in wanted]
     weights = digest_of_weights(parts.final)
     few, _ = source.rows(torch.arange(min(PROBE, len(source))))
     with judging(parts.final, recipe.threat, few.to(world.device), exact=exact) as subject:
@@ -520,6 +530,8 @@ def judge(
             if reason := _agreed(limits.reason(), world):
                 return reason
             key, threat = result_key(suite, measure), suite.threat or recipe.threat
+            if hasattr(measure, "calibrated"):
+                measure = world.share(measure.calibrated(subject.logits, _held_out(parts)))
             ledger = ledger_of(
                 verdict.folder / "evaluation", weights, measure, threat, rows, recipe.batch_size, 0, exact, world
             )
@@ -543,6 +555,12 @@ def judge(
     return ""
 
 
+def _held_out(parts: Parts) -> Iterator[Tensor]:
+    """The images that were held out, (B, C, H, W) in [0, 1], batch after batch."""
+    for rows in torch.split(parts.validation_rows, parts.recipe.batch_size):
+        yield make_batch(parts.train, rows, device=parts.world.device).x
+
+
 def smoke(recipe: Recipe) -> Recipe:
     """The recipe on a handful of random images of its own shape: every part runs, nothing is learnt.
 
@@ -562,7 +580,7 @@ def smoke(recipe: Recipe) -> Recipe:
             images=2,
             measures=tuple(m for m in suite.measures if registry("measure").name_of(type(m)) != "autoattack"),
         )
-        for suite in recipe.evaluation
+        for suite in rehearsed(recipe).evaluation
     )
     return evolve(
         rehearsed(recipe),

@@ -96,7 +96,9 @@ def test_help_and_list_load_no_torch() -> None:
     assert time.perf_counter() - began < 2  # a fifth of it on an idle machine
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "eval", "audit", "list", "show", "compare", "export", "bench"])
+@pytest.mark.parametrize(
+    "command", ["run", "resume", "eval", "audit", "predict", "list", "show", "compare", "export", "bench"]
+)
 def test_every_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     examples = capsys.readouterr().out.partition("examples:\n")[2]

@@ -210,7 +210,7 @@ def test_only_a_slice_is_in_memory(digits: Any) -> None:
 
 def test_suites_by_name_and_value(digits: Any) -> None:
     model, x, y = digits
-    assert set(SUITES) == {"quick", "standard", "uiat", "ecas", "ldat"} and QUICK.images == 1000
+    assert set(SUITES) == {"quick", "standard", "uiat", "ecas", "ldat", "detection"} and QUICK.images == 1000
     own = Suite(measures=(Clean(), Attacked(key="strong", steps=3, restarts=2)), images=12, threat=L2(epsilon=0.3))
     found = evaluate(model, x, y, suite=own)
     assert list(found) == ["clean", "strong"] and found["strong"].n == 12 and found.threat == L2(epsilon=0.3)

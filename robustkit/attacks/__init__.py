@@ -12,6 +12,7 @@ from robustkit.attacks.dynamic import Dynamic
 from robustkit.attacks.friendly import Friendly
 from robustkit.attacks.grouped import Grouped
 from robustkit.attacks.ldat import LDAT
+from robustkit.attacks.mi_fgsm import MIFGSM
 from robustkit.attacks.pgd import PGD
 from robustkit.attacks.rs_fgsm import RSFGSM
 from robustkit.attacks.within import Within
@@ -22,6 +23,7 @@ registry = _registry("attack")
 
 __all__ = [
     "LDAT",
+    "MIFGSM",
     "PGD",
     "RSFGSM",
     "Attack",

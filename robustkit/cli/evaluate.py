@@ -30,7 +30,8 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET", help=HELP)
     parser.add_argument("words", metavar="path=value", nargs="*", default=[], help=WORDS)
-    parser.add_argument("--suite", metavar="NAME", help="quick, standard, uiat, ecas or ldat (default: the recipe's)")
+    words = "quick, standard, uiat, ecas, ldat or detection (default: the recipe's)"
+    parser.add_argument("--suite", metavar="NAME", help=words)
     parser.add_argument("--measures", metavar="KEY,KEY", help="some measures only")
     parser.add_argument("--checkpoint", choices=("last", "best"), help="one checkpoint of a run only")
     parser.add_argument("--limit", type=count, metavar="N", help="a fixed part of the test images, for a quick look")
@@ -87,14 +88,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _function(arguments: argparse.Namespace) -> int:
     from robustkit.evaluation import evaluate
-    from robustkit.evaluation.suites import some_of, suite_of
+    from robustkit.evaluation.suites import some_of, suites_of
     from robustkit.folder import write_outcomes, write_results
     from robustkit.limits import Limits
     from robustkit.reporting import consoles
     from robustkit.reporting.tables import Column, print_results
     from robustkit.reporting.terminal import run_display
 
-    (suite,) = some_of([suite_of(arguments.suite or "standard")], _keys(arguments), None)
+    suites = some_of(suites_of(arguments.suite or "standard"), _keys(arguments), None)
     target = load_target(arguments.target, arguments.words, device=arguments.device)
     name = arguments.target.rpartition(":")[2]
     folder = Path(arguments.out or Path("runs", f"eval-{name}"))
@@ -108,7 +109,7 @@ def _function(arguments: argparse.Namespace) -> int:
                 target.model,
                 target.images,
                 threat=target.threat,
-                suite=suite,
+                suite=suites,
                 limit=arguments.limit,
                 device=target.device,
                 exact=arguments.exact,
@@ -119,7 +120,7 @@ def _function(arguments: argparse.Namespace) -> int:
             )
         finally:
             display.end()
-    stopped = limits.reason() if len(results) < len(suite.measures) else ""
+    stopped = limits.reason() if len(results) < sum(len(suite.measures) for suite in suites) else ""
     if speaks():
         entries = {key: result.to_json() for key, result in results.items()}
         write_results(folder, {"model": entries})

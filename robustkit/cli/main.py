@@ -11,7 +11,7 @@ import sys
 import traceback
 
 import robustkit
-from robustkit.cli import audit, bench, compare, evaluate, export, listing, report, resume, run, show
+from robustkit.cli import audit, bench, compare, evaluate, export, listing, predict, report, resume, run, show
 from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_MISTAKE, Parser
 from robustkit.core.errors import UserError
 from robustkit.core.registry import hint
@@ -21,6 +21,7 @@ COMMANDS = {
     "resume": resume,
     "eval": evaluate,
     "audit": audit,
+    "predict": predict,
     "list": listing,
     "show": show,
     "compare": compare,

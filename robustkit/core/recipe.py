@@ -231,6 +231,10 @@ def rehearsed(recipe: Recipe) -> Recipe:
     """The recipe with untrained networks in place of trained ones that its strategies would load."""
     parts = {name: getattr(recipe, name) for name in hints(Recipe)}
     changes = {name: part.rehearsed(recipe) for name, part in parts.items() if hasattr(part, "rehearsed")}
+    changes["evaluation"] = tuple(
+        evolve(suite, measures=tuple(m.rehearsed(recipe) if hasattr(m, "rehearsed") else m for m in suite.measures))
+        for suite in recipe.evaluation
+    )
     return evolve(recipe, **changes)
 
 

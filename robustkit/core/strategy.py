@@ -351,11 +351,15 @@ class Dataset(Protocol):
 
 
 class Outcomes(NamedTuple):
-    """What a measure found: (B,) bool, still right; accuracy after each of its stages, if it has some; warnings."""
+    """What a measure found: (B,) bool, still right; accuracy after each of its stages, if it has some; warnings.
+
+    `shares` are further shares of these images, by name, for each stage that has some.
+    """
 
     right: Tensor
     breakdown: dict[str, float] = {}
     notes: tuple[str, ...] = ()
+    shares: dict[str, dict[str, float]] = {}
 
 
 @attrs.frozen(kw_only=True)
@@ -381,8 +385,11 @@ class Measure(Protocol):
     """What is reported of a finished model?
 
     It may also have `images` (judge so many test images), `slice_size` (images per slice, else the batch size),
-    `remarks(breakdown)`, further notes on the breakdown over all images, and `passes(norm, classes)`, what it costs per
-    image where half of the images resist.
+    `remarks(breakdown)`, further notes on the breakdown over all images, `passes(norm, classes)`, what it costs per
+    image where half of the images resist. `calibrated(logits, held_out)` gives itself, with settings from batches of
+    training images that a run held out, `ready(threat, world)` itself, ready for that ball and with what
+    it found filled in, before anything is judged or trained; or raises UserError where a library or a network that it
+    needs is missing.
     """
 
     @property

@@ -33,9 +33,9 @@ class ImageFolder:
     """Your own pictures: root/train/<class>/<file> and root/test/<class>/<file>.
 
     `test` may be called `val`. Classes are the sorted folder names of `train`, rows its sorted files. Pictures are RGB,
-    or one channel if `grey`; sets of up to 4 GiB are held in memory, of larger ones each batch decodes its own. With
-    `size`, the shorter side is resized and the middle size x size pixels are kept; without it, all pictures must be
-    equally large.
+    or one channel if `grey`, upright and with transparency over white; sets of up to 4 GiB are held in memory, of
+    larger ones each batch decodes its own. With `size`, the shorter side is resized and the middle size x size pixels
+    are kept; without it, all pictures must be equally large.
     """
 
     root: str | None = setting(default=None, location=True)
@@ -92,7 +92,7 @@ def _read(folder: Path, classes: list[str], size: int | None, grey: bool) -> Ima
         labels += [label] * len(found)
     if not files:
         raise DataError("there are no pictures", place=str(folder), remedy="put them into <class>/<file>")
-    channels, height, width = _decode(files[0], size, grey).shape
+    channels, height, width = decode(files[0], size, grey).shape
     pictures = Pictures(tuple(files), torch.tensor(labels), (channels, height, width), size, grey)
     if len(files) * channels * height * width > HELD_BYTES:
         return pictures
@@ -118,7 +118,7 @@ class Pictures:
 
         def fill(start: int) -> None:
             for place in range(start, min(start + CHUNK, len(rows))):
-                picture = _decode(self.files[rows[place]], self.size, self.grey)
+                picture = decode(self.files[rows[place]], self.size, self.grey)
                 if picture.shape != self.shape:
                     raise DataError(
                         f"is {describe(picture.shape)}, but {self.files[0]} is {describe(self.shape)}",
@@ -134,18 +134,41 @@ class Pictures:
         return torch.from_numpy(pixels)
 
 
-def _decode(path: Path, size: int | None, grey: bool) -> np.ndarray:
-    """(C, H, W) uint8."""
+def decode(path: Path, size: int | tuple[int, int] | None = None, grey: bool = False) -> np.ndarray:
+    """(C, H, W) uint8: RGB, or one channel if `grey`; the shorter side resized and the middle kept, if `size` is given.
+
+    It is one number for squares, or (H, W). Pictures are turned upright (Exif), transparency lies over white, and greys
+    of 16 bits become those of 8.
+
+    Raises:
+        DataError: it is no picture that can be read.
+    """
     try:
         with Image.open(path) as image:
-            picture = image.convert("L" if grey else "RGB")
+            picture = _opaque(ImageOps.exif_transpose(image)).convert("L" if grey else "RGB")
     except Exception as error:  # decoders raise whatever they like
         raise DataError(
             f"is no readable picture ({type(error).__name__}: {error})", place=str(path), remedy="replace or delete it"
         ) from error
     if size is not None:
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+        height, width = (size, size) if isinstance(size, int) else size
+        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
     return np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """What Pillow would convert otherwise: it cuts greys off at 255, and drops transparency from before any colour."""
+    if image.mode.startswith("I"):
+        greys = np.asarray(image).astype(np.int64)
+        if greys.min() < 0 or greys.max() > 65535:
+            raise ValueError("greys of more than 16 bits")
+        return Image.fromarray(((greys + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, of which nobody knows the range")
+    if image.getbands()[-1] == "A" or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
 
 
 def _folders(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from robustkit.core.device import device_of
 from robustkit.core.errors import DataError, SpecError
-from robustkit.core.recipe import Suite
+from robustkit.core.recipe import Suite, result_key
 from robustkit.core.rng import derive
 from robustkit.core.spec import digest, to_json
 from robustkit.core.strategy import Measure, Outcomes, Slice, Subject, ThreatModel
@@ -28,7 +29,7 @@ from robustkit.evaluation.ledger import Entry, Ledger, digest_of_images, digest_
 from robustkit.evaluation.logits import judging
 from robustkit.evaluation.results import Result, Results, fingerprint, wilson
 from robustkit.evaluation.sources import Source, check_labels, source_of
-from robustkit.evaluation.suites import suite_of
+from robustkit.evaluation.suites import suites_of
 from robustkit.threats.linf import Linf
 
 PROBE = 16
@@ -69,7 +70,7 @@ def evaluate(
     labels: Any = None,
     *,
     threat: ThreatModel | None = None,
-    suite: str | Suite | Sequence[Measure] = "standard",
+    suite: str | Suite | Sequence[Measure] | Sequence[Suite] = "standard",
     limit: int | None = None,
     batch_size: int = 128,
     device: torch.device | str | None = None,
@@ -88,8 +89,9 @@ def evaluate(
         images: (N, C, H, W), floating point in [0, 1]; or, without `labels`, a data set of (image, label) pairs, or a
             DataLoader over one: it is read slice by slice, in the data set's order.
         labels: (N,), whole numbers in 0..K-1.
-        threat: the ball that attacks may move in; None: the suite's, else `Linf(epsilon=8/255)`.
-        suite: "quick", "standard", "uiat", "ecas", "ldat", a Suite, or measures.
+        threat: the ball that attacks may move in; None: the suite's, else `Linf(epsilon=8/255)`. Of several suites this
+            is the first one's; the others keep to their own.
+        suite: "quick", "standard", "uiat", "ecas", "ldat", "detection", a Suite, measures, or several Suites.
         limit: judge a fixed random part of so many images.
         batch_size: images per slice, for measures that do not choose it themselves.
         device: where to judge; None: where the model is.
@@ -108,21 +110,23 @@ def evaluate(
     Raises:
         DataError: images or labels are not as above, or the model does not return logits.
         SpecError: two measures have one key.
-        UserError: there is no such suite or device.
+        UserError: there is no such suite or device, or a library or network that a measure needs is missing.
     """
     from robustkit.evaluation.preflight import preflight as try_out
 
-    suite = suite_of(suite)
-    threat = threat or suite.threat or Linf()
-    keys = [measure.key for measure in suite.measures]
+    main, *others = suites_of(suite)
+    threat = threat or main.threat or Linf()
+    balls = [(main, threat), *((other, other.threat or threat) for other in others)]
+    tasks = [(one, result_key(one, measure), measure, ball) for one, ball in balls for measure in one.measures]
+    keys = [key for _, key, *_ in tasks]
     for key in keys:
         if keys.count(key) > 1:
             raise SpecError(f"two measures report as '{key}'", place="measures", remedy="give one of them another key")
     source = source_of(images, labels)
-    bounds = [bound for bound in (limit, suite.images) if bound is not None]
     with opened(model, source, threat, device, exact=exact, shared=shared) as (subject, world):
+        tasks = [(one, key, made_ready(measure, ball, world), ball) for one, key, measure, ball in tasks]
         weights = "" if folder is None else digest_of_weights(model)
-        rows = rows_of(Clean(), min(bounds, default=None), len(source))
+        rows = rows_of(Clean(), least(limit, main.images), len(source))
         looked: tuple[Finding, ...] = ()
         if preflight:
             looked = try_out(
@@ -130,29 +134,29 @@ def evaluate(
                 images,
                 labels,
                 threat=threat,
-                measures=suite.measures,
+                measures=[measure for *_, measure, _ in tasks],
                 test_images=len(rows),
                 batch_size=batch_size,
             )
         found = {}
-        for measure in suite.measures:
-            rows = rows_of(measure, min(bounds, default=None), len(source))
-            ledger = ledger_of(folder, weights, measure, threat, rows, batch_size, seed, exact, world)
+        for one, key, measure, ball in tasks:
+            rows = rows_of(measure, least(limit, one.images), len(source))
+            ledger = ledger_of(folder, weights, measure, ball, rows, batch_size, seed, exact, world)
             result = judge_slices(
                 measure,
-                subject,
+                attrs.evolve(subject, threat=ball),
                 source,
                 rows,
                 world,
                 seed=seed,
                 batch_size=batch_size,
                 ledger=ledger,
-                watch=watch,
+                watch=None if watch is None else partial(_tell, watch, key),
                 should_stop=should_stop,
             )
             if result is None:
                 break
-            found[measure.key] = result
+            found[key] = result
         path = str(subject.logits.path)
     notes = [Finding(check=key, verdict="warning", evidence=n) for key, result in found.items() for n in result.notes]
     suspicious = [finding for finding in looked if finding.verdict in ("failure", "warning")]
@@ -202,10 +206,24 @@ def opened(
             model.to(home)
 
 
+def made_ready(measure: Measure, threat: ThreatModel, world: World) -> Measure:
+    """The measure, with what it needs besides the model.
+
+    Raises:
+        UserError: a library or a network is missing.
+    """
+    ready: Measure = measure.ready(threat, world) if hasattr(measure, "ready") else measure
+    return ready
+
+
 def rows_of(measure: Measure, limit: int | None, total: int) -> Tensor:
     """The rows that a measure judges, of a test set of `total` images."""
-    limits = [bound for bound in (limit, getattr(measure, "images", None)) if bound is not None]
-    return fixed_part(total, min(limits, default=None))
+    return fixed_part(total, least(limit, getattr(measure, "images", None)))
+
+
+def least(*limits: int | None) -> int | None:
+    """The least of them; None where there is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def ledger_of(
@@ -351,10 +369,9 @@ def _result(measure: Measure, entries: dict[int, Entry], world: World, path: str
     reports = {report["slice"]: report for report in map(json.loads, _everyone(lines, world))}
     slices = [reports[number] for number in sorted(reports)]
     outcomes = [sign == "1" for report in slices for sign in report["right"]]
-    breakdown = {
-        name: math.fsum(len(report["right"]) * report["breakdown"][name] for report in slices) / len(outcomes)
-        for name in (slices[0]["breakdown"] if slices else ())
-    }
+    counts = [len(report["right"]) for report in slices]
+    breakdown = _means([report["breakdown"] for report in slices], counts)
+    shares = {name: _means([report["shares"][name] for report in slices], counts) for name in slices[0]["shares"]}
     notes = [note for report in slices for note in report["notes"]]
     if hasattr(measure, "remarks"):
         notes.extend(measure.remarks(breakdown))
@@ -369,7 +386,19 @@ def _result(measure: Measure, entries: dict[int, Entry], world: World, path: str
         outcomes=outcomes,
         images=fingerprint("".join(report["images"] for report in slices)),
         path=path,
+        shares=shares,
     )
+
+
+def _tell(watch: Watch, key: str, _: str, news: News) -> None:
+    watch(key, news)
+
+
+def _means(values: list[dict[str, float]], counts: list[int]) -> dict[str, float]:
+    """Of each slice's numbers, over all images."""
+    total = sum(counts)
+    sums = {name: math.fsum(n * part[name] for n, part in zip(counts, values, strict=True)) for name in values[0]}
+    return {name: value / total for name, value in sums.items()}
 
 
 def _moved(outcomes: Outcomes, device: torch.device) -> Outcomes:

@@ -38,6 +38,7 @@ class Entry:
             "right": "".join("1" if right else "0" for right in self.outcomes.right.tolist()),
             "breakdown": self.outcomes.breakdown,
             "notes": list(self.outcomes.notes),
+            "shares": self.outcomes.shares,
             "finished": self.finished,
             "seconds": self.seconds,
         }
@@ -59,7 +60,7 @@ class Ledger:
                     right = torch.tensor([sign == "1" for sign in data["right"]], dtype=torch.bool)
                     found = Entry(
                         data["images"],
-                        Outcomes(right, data["breakdown"], tuple(data["notes"])),
+                        Outcomes(right, data["breakdown"], tuple(data["notes"]), data.get("shares", {})),
                         data["finished"],
                         data["seconds"],
                     )

@@ -19,9 +19,9 @@ from robustkit.evaluation.findings import Finding
 class Result:
     """What one measure found: `accuracy` in [0, 1] over `n` images, its 95 % interval, and the seconds it took.
 
-    `breakdown` is accuracy after each stage of the measure; `outcomes` has one entry for each row of `fixed_part`, and
-    `images` is a fingerprint of those images in their order. Seconds of several processes are added up. `path` says how
-    the model was forwarded.
+    `breakdown` is accuracy after each stage of the measure, `shares` are further shares of the images for each;
+    `outcomes` has one entry for each row of `fixed_part`, and `images` is a fingerprint of those images in their order.
+    Seconds of several processes are added up. `path` says how the model was forwarded.
     """
 
     key: str
@@ -34,9 +34,10 @@ class Result:
     outcomes: list[bool]
     images: str = ""
     path: str = ""
+    shares: dict[str, dict[str, float]] = attrs.field(factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The entry in results.json: without outcomes, breakdown and notes only where there are any."""
+        """The entry in results.json: without outcomes; breakdown, shares and notes only where there are any."""
         data: dict[str, Any] = {
             "accuracy": self.accuracy,
             "n": self.n,
@@ -46,6 +47,8 @@ class Result:
         }
         if self.breakdown:
             data["breakdown"] = dict(self.breakdown)
+        if self.shares:
+            data["shares"] = {stage: dict(shares) for stage, shares in self.shares.items()}
         if self.notes:
             data["notes"] = list(self.notes)
         return data

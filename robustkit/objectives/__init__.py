@@ -6,6 +6,7 @@ with a `Reference`: the output on the natural image, which the attack forwards o
 
 from robustkit.core.registry import registry as _registry
 from robustkit.core.strategy import Objective, Reference
+from robustkit.objectives.confident_wrong import ConfidentWrong
 from robustkit.objectives.cross_entropy import CrossEntropyObjective
 from robustkit.objectives.inverse import InverseObjective
 from robustkit.objectives.kl import KL
@@ -13,4 +14,13 @@ from robustkit.objectives.margin import Margin
 
 registry = _registry("objective")
 
-__all__ = ["KL", "CrossEntropyObjective", "InverseObjective", "Margin", "Objective", "Reference", "registry"]
+__all__ = [
+    "KL",
+    "ConfidentWrong",
+    "CrossEntropyObjective",
+    "InverseObjective",
+    "Margin",
+    "Objective",
+    "Reference",
+    "registry",
+]

@@ -89,6 +89,9 @@ def notes(shown: Sequence[Column]) -> Iterator[str]:
             if entry.get("breakdown"):
                 parts = ", ".join(f"{name} {formats.percent(share)}" for name, share in entry["breakdown"].items())
                 yield f"{where}: {key}, accuracy after {parts}."
+            for stage, shares in entry.get("shares", {}).items():
+                parts = ", ".join(f"{name} {formats.percent(share)}" for name, share in shares.items())
+                yield f"{where}: {key}, {stage}: {parts}."
             for note in entry.get("notes", ()):
                 yield f"{where}: {note}."
 

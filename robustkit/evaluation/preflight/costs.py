@@ -128,7 +128,7 @@ def evaluation_time(case: Case, tasks: Sequence[Task], checkpoints: int = 1) -> 
         passes = passes_of(measure, threat.norm, case.logits.shape[1])
         if passes is not None:
             images = min(total, getattr(measure, "images", None) or total)
-            parts[key] = checkpoints * images * pace.seconds(passes)
+            parts[key] = parts.get(key, 0.0) + checkpoints * images * pace.seconds(passes)  # one key in two balls
     whole = math.fsum(parts.values())
     text = f"predicted {span(whole)}: " + ", ".join(f"{key} {span(value)}" for key, value in parts.items())
     if unknown := ", ".join(key for key, *_ in tasks if key not in parts):
