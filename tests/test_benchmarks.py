@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from robustkit import Suite
+from robustkit import Suite, UserError
 from robustkit.core.batch import Progress
 from robustkit.core.loop import step_passes
 from robustkit.datasets import Synthetic
@@ -156,3 +156,56 @@ def test_both_ways_are_trained_judged_and_compared(
     with pytest.raises(SystemExit, match="2"):
         parity.main([*words, "--batch", "24"], **changes)
     assert "holds a run with other settings" in capsys.readouterr().err
+
+
+FAMILY = """
+from robustkit import Suite, evolve
+from robustkit.evaluation import PGD_20, Clean
+from robustkit.losses import Hat, Helper
+from robustkit.testing import tiny_recipe
+
+suite = Suite(measures=(Clean(), PGD_20), images=8)
+hat = evolve(tiny_recipe(epochs=1), loss=Hat(helper=Helper(run="elsewhere", made_by={file!r} + ":natural")))
+natural = tiny_recipe(attack=None, epochs=1, evaluation=(suite,))
+recipes = {{"hat": evolve(hat, evaluation=(suite,)), "natural": natural}}
+"""
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Path:
+    path = tmp_path / "family.py"
+    path.write_text(FAMILY.format(file=str(path)), encoding="utf-8")
+    return path
+
+
+def test_a_study_goes_arm_by_arm(
+    family: Path, tmp_path: Path, script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The helper's arm comes first; what is done stays done."""
+    study, out = script("study"), tmp_path / "runs"
+    words = [str(family), "--out", str(out), "--seeds", "1,2"]
+    assert study.main(words) == 0
+    shown = capsys.readouterr().out
+    for seed in (1, 2):
+        for name in ("natural", "hat"):
+            results = json.loads((out / f"{name}-{seed}" / "results.json").read_text(encoding="utf-8"))
+            assert results["last"].keys() == {"clean", "pgd-20"}
+            assert f"{name}-{seed}" in shown
+        recipe = json.loads((out / f"hat-{seed}" / "recipe.json").read_text(encoding="utf-8"))
+        assert recipe["loss"]["helper"]["run"] == str(out / f"natural-{seed}") and recipe["seed"] == seed
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert study.main(words) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert study.main([*words, "--only", "natural", "--checkpoint", "best"]) == 0
+    with pytest.raises(UserError, match="no recipe 'hut'; known: hat, natural"):
+        study.main([*words, "--only", "hut"])
+
+
+def test_steps_are_compared(
+    family: Path, script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"{family}:natural", f"{family}:natural", "attack=pgd", "attack.steps=1", "--rounds", "1", "--json"]
+    assert script("steps").main(words) == 0
+    found = json.loads(capsys.readouterr().out)["steps"]
+    assert [row["units"] for row in found] == [5, 5] and found[0]["ratio"] == 1 == found[1]["ratio_of_units"]
+    assert all(row["seconds"] > 0 for row in found)
