@@ -49,7 +49,7 @@ class Rehearsing:
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing seen yet. The schedule is known in this file alone: others try all there are, and it keeps no contract."""
+    """Nothing seen yet. Only here is the schedule known: others try all there are, and it keeps no contract."""
     seen.clear()
     others.clear()
     monkeypatch.setitem(registry("epsilon")._classes, "test-rehearsing", Rehearsing)
