@@ -265,9 +265,10 @@ def test_the_small_study_has_one_budget() -> None:
         assert attrs.evolve(recipe, **plain) == attrs.evolve(theirs, **plain)
         assert recipe.epsilon.step_fraction == 0.2 and recipe.attack.step_size is None and recipe.attack.steps == 10
         assert recipe.attack.mode == "eval" and recipe.loss.label_smoothing == 0
-    assert pixels(family["ecas"].epsilon.values) == list(range(3, 13))
-    assert pixels(family["ecas-awp"].epsilon.values) == list(range(6, 16))
+    assert pixels(family["ecas"].epsilon.values) == [3, 5, 7, 9, 11, 12] and family["ecas"].epsilon.big == 2
+    assert pixels(family["ecas-awp"].epsilon.values) == [6, 8, 10, 12, 14, 15] and family["ecas-awp"].epsilon.big == 2
+    assert family["cyclic"].epsilon.values == family["cyclic-batch"].epsilon.values == family["ecas"].epsilon.values
     for name in ("linear", "cyclic", "cyclic-batch", "ecas"):
         assert evolve(family[name], epsilon=FIXED) == family["fixed"]
     last = [family["ecas"].epsilon.value(Progress.at(epoch, 12, 1)) for epoch in (9, 10, 11)]
-    assert pixels(tuple(last)) == [12, 3, 4]
+    assert pixels(tuple(last)) == [9, 11, 12]  # as the paper's 110 epochs end
