@@ -12,6 +12,7 @@ that detects adversarial images at all only an attack can say that knows the thr
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import attrs
@@ -66,6 +67,12 @@ class Rejector:
 def score(logits: Tensor) -> Tensor:
     """(B,) the largest posterior: in [1 / K, 1], float32."""
     return logits.float().softmax(dim=1).amax(dim=1)
+
+
+def scores_of(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """(N,) scores on the CPU of batches (B, C, H, W), by a model as `Rejector` takes it, in eval mode."""
+    rejector = Rejector(model)
+    return torch.cat([rejector(images).scores.cpu() for images in batches])
 
 
 def threshold_for(scores: Tensor, false_rejections: float = 0.05) -> float:

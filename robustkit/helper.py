@@ -121,15 +121,14 @@ class Frozen(nn.Module):
     @property
     def network(self) -> RobustModel:
         """It, loaded: in eval mode, on the world's device."""
-        self.ready()
+        if not self._network:
+            self.ready()
         return self._network[0]
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""
-        if not self._network:
-            self.ready()
-        return Predictor(self._network[0], self.world.device)(images).logits
+        return Predictor(self.network, self.world.device)(images).logits
 
 
 def _bytes(sha256: str) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from robustkit.core.errors import DataError, UserError
 from robustkit.data.loader import make_batch, validation_split
 from robustkit.datasets.image_folder import decode
-from robustkit.detection import Rejector, threshold_for
+from robustkit.detection import Rejector, scores_of, threshold_for
 from robustkit.loading import EXPORTED, Classifier
 
 BATCH = 64
@@ -149,12 +149,10 @@ def held_out_threshold(run: str | Path, model: Classifier, false_rejections: flo
     if recipe.validation.images == 0:
         raise UserError("held out no images to find a threshold on", place=str(run), remedy="give one with --reject")
     data = recipe.data.load()
-    own = len(data.train) if data.mixture is None else data.mixture.own
-    _, held_out = validation_split(own, recipe.validation.images)
-    device, rejector = next(model.parameters()).device, Rejector(model)
+    _, held_out = validation_split(data.own, recipe.validation.images)
+    device = next(model.parameters()).device
     batches = (make_batch(data.train, rows, device=device).x for rows in torch.split(held_out, BATCH))
-    scores = torch.cat([rejector(images).scores.cpu() for images in batches])
-    return threshold_for(scores, false_rejections), len(scores)
+    return threshold_for(scores_of(model, batches), false_rejections), len(held_out)
 
 
 def _read(file: Path, shape: tuple[int, int, int]) -> Tensor | Unreadable:

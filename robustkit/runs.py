@@ -567,6 +567,7 @@ def smoke(recipe: Recipe) -> Recipe:
     Measures that take minutes on any network (AutoAttack) are left out; the others see two images. Trained networks
     that it would load are untrained ones instead.
     """
+    recipe = rehearsed(recipe)
     shape, classes = recipe.data.facts
     (channels, height, width), classes = shape or (3, 32, 32), classes or 10
     if height != width:
@@ -580,10 +581,10 @@ def smoke(recipe: Recipe) -> Recipe:
             images=2,
             measures=tuple(m for m in suite.measures if registry("measure").name_of(type(m)) != "autoattack"),
         )
-        for suite in rehearsed(recipe).evaluation
+        for suite in recipe.evaluation
     )
     return evolve(
-        rehearsed(recipe),
+        recipe,
         data=data,
         batch_size=4,
         accumulate=min(2, recipe.accumulate),

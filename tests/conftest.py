@@ -1,6 +1,8 @@
 """Names are global to the process: what a test registers goes when it ends."""
 
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 
@@ -20,3 +22,13 @@ def _own_names() -> Iterator[None]:
         registry(kind)._classes.update(classes)
         registry(kind)._names.clear()
         registry(kind)._names.update(names)
+
+
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """For modules that train: drawing takes longer than training there."""
+    stub = ModuleType("robustkit.reporting.figures")
+    stub.draw = lambda *arguments: None  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "robustkit.reporting.figures", stub)
+        yield

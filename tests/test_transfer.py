@@ -5,10 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -44,14 +41,7 @@ def nothing_loaded() -> None:
     transfer._loaded.cache_clear()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_figures() -> Iterator[None]:
-    """Drawing takes longer than training here."""
-    stub = ModuleType("robustkit.reporting.figures")
-    stub.draw = lambda *arguments: None  # type: ignore[attr-defined]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "robustkit.reporting.figures", stub)
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 class Logits(nn.Module):

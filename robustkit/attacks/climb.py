@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustkit.core.strategy import ThreatModel
+from robustkit.core.batch import Budget
+from robustkit.core.recipe import Recipe
+from robustkit.core.strategy import Predict, Repeating, ThreatModel
 from robustkit.functional import per_image
 
 
@@ -44,3 +47,22 @@ def climb(
             move = move * per_image(step < steps_per_image, x)
         x_adv = threat.project(x_adv.detach() + move, x, epsilon)
     return x_adv.detach()
+
+
+def step_sizes(own: float | None, budget: Budget) -> Tensor:
+    """(B,) an attack's own step size in pixels; None: the budget's, else epsilon / 4."""
+    if own is not None:
+        return torch.full_like(budget.epsilon, own)
+    return budget.epsilon / 4 if budget.step_size is None else budget.step_size
+
+
+def most_steps(own: int, recipe: Recipe) -> int:
+    """How many steps an attack takes at most there: its own number, or what the epsilon schedule says."""
+    return max(getattr(recipe.epsilon, "step_counts", (own,)))
+
+
+def repeatedly(predict: Predict, key: Hashable, function: Callable[..., Tensor], tensors: tuple[Any, ...]) -> Tensor:
+    """`function(*tensors)`, recorded and replayed where `predict` can do that (see `core.strategy.Repeating`)."""
+    if isinstance(predict, Repeating):
+        return predict.repeatedly(key, function, tensors)
+    return function(*tensors)

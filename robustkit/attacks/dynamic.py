@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from robustkit.attacks.climb import most_steps, repeatedly, step_sizes
 from robustkit.attacks.climb_while import Rows, climb_while
 from robustkit.core.batch import Budget, Mode, Passes, Progress, start_epoch
 from robustkit.core.errors import RecipeError
@@ -14,7 +15,7 @@ from robustkit.core.recipe import Recipe, refuse_late_start
 from robustkit.core.registry import registry
 from robustkit.core.rng import Generator
 from robustkit.core.spec import evolve, setting, spec
-from robustkit.core.strategy import Predict, Reference, Repeating, ThreatModel
+from robustkit.core.strategy import Predict, Reference, ThreatModel
 from robustkit.functional import per_image
 from robustkit.objectives.cross_entropy import CrossEntropyObjective
 
@@ -85,7 +86,7 @@ class Dynamic:
     ) -> Tensor:
         steps = self.steps if budget.steps is None else budget.max_steps
         start = x + (2 * generator.uniform(x) - 1) * per_image(budget.epsilon, x)
-        step_size = budget.epsilon / 4 if budget.step_size is None else budget.step_size
+        step_size = step_sizes(None, budget)
         threshold = torch.full_like(budget.epsilon, self.threshold)
         with predict.using(self.mode) as predict:
 
@@ -115,11 +116,8 @@ class Dynamic:
                 )
 
             found = (start, x, y, budget, step_size, threshold)
-            if isinstance(predict, Repeating):
-                same = evolve(self, threshold=0.0, until=None)  # what it does whatever the threshold
-                result = predict.repeatedly(("dynamic", same, threat), ascend, found)
-            else:
-                result = ascend(*found)
+            same = evolve(self, threshold=0.0, until=None)  # what it does whatever the threshold
+            result = repeatedly(predict, ("dynamic", same, threat), ascend, found)
         return threat.project(result, x, budget.epsilon)  # an image that took no step is still at its start
 
     def passes(self, progress: Progress) -> Passes:
@@ -128,5 +126,4 @@ class Dynamic:
 
     def passes_in(self, recipe: Recipe, progress: Progress) -> Passes:
         """With as many steps as the epsilon schedule has it take at most, where it says."""
-        counts: tuple[int, ...] = getattr(recipe.epsilon, "step_counts", (self.steps,))
-        return evolve(self, steps=max(counts)).passes(progress)
+        return evolve(self, steps=most_steps(self.steps, recipe)).passes(progress)

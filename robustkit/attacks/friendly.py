@@ -7,15 +7,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from robustkit.attacks.climb import most_steps, repeatedly, step_sizes
 from robustkit.attacks.climb_while import Rows, climb_while
-from robustkit.attacks.pgd import PGD
+from robustkit.attacks.pgd import refuse_misfits
 from robustkit.core.batch import Budget, Mode, Output, Passes, Progress, start_epoch
 from robustkit.core.errors import SpecError
 from robustkit.core.recipe import Recipe, refuse_late_start
 from robustkit.core.registry import registry
 from robustkit.core.rng import Generator
 from robustkit.core.spec import evolve, setting, spec
-from robustkit.core.strategy import Objective, Predict, Reference, Repeating, ThreatModel
+from robustkit.core.strategy import Objective, Predict, Reference, ThreatModel
 from robustkit.objectives.cross_entropy import CrossEntropyObjective
 
 
@@ -57,7 +58,7 @@ class Friendly:
 
     def check(self, recipe: Recipe) -> None:
         """Refuse what PGD refuses, and switches beyond the end."""
-        PGD.check(self, recipe)  # type: ignore[arg-type]  # it has the settings in question
+        refuse_misfits(self, self.objective, self.step_size, recipe)
         for epoch in self.switch:
             refuse_late_start(epoch, recipe, "attack.switch")
 
@@ -115,21 +116,14 @@ class Friendly:
                 )
 
             tau = torch.full_like(y, self.tau[0])
-            found = (start, x, y, reference, budget, self._step_size(budget), tau, noise)
-            if isinstance(predict, Repeating):
-                same = evolve(self, tau=(0,), switch=())  # what it does whatever tau, which is among the tensors
-                return predict.repeatedly(("friendly", same, threat), ascend, found)
-            return ascend(*found)
+            found = (start, x, y, reference, budget, step_sizes(self.step_size, budget), tau, noise)
+            same = evolve(self, tau=(0,), switch=())  # what it does whatever tau, which is among the tensors
+            return repeatedly(predict, ("friendly", same, threat), ascend, found)
 
     def _start(self, x: Tensor, budget: Budget, threat: ThreatModel, generator: Generator) -> Tensor:
         if self.start == "gaussian":
             return threat.project(x + self.noise * generator.normal(x), x, budget.epsilon)
         return threat.random(x, budget.epsilon, generator) if self.start == "uniform" else x
-
-    def _step_size(self, budget: Budget) -> Tensor:
-        if self.step_size is not None:
-            return torch.full_like(budget.epsilon, self.step_size)
-        return budget.epsilon / 4 if budget.step_size is None else budget.step_size
 
     def passes(self, progress: Progress) -> Passes:
         """At most: images that are final leave the batch where that saves time."""
@@ -137,8 +131,7 @@ class Friendly:
 
     def passes_in(self, recipe: Recipe, progress: Progress) -> Passes:
         """With as many steps as the epsilon schedule has it take at most, where it says."""
-        counts: tuple[int, ...] = getattr(recipe.epsilon, "step_counts", (self.steps,))
-        return evolve(self, steps=max(counts)).passes(progress)
+        return evolve(self, steps=most_steps(self.steps, recipe)).passes(progress)
 
 
 def _of(rows: Rows, reference: Reference) -> Reference:

@@ -7,11 +7,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from robustkit.attacks.climb import repeatedly
 from robustkit.core.batch import Budget, Mode, Passes, Progress
 from robustkit.core.registry import registry
 from robustkit.core.rng import Generator, whole
 from robustkit.core.spec import setting, spec
-from robustkit.core.strategy import Predict, Reference, Repeating, ThreatModel
+from robustkit.core.strategy import Predict, Reference, ThreatModel
 from robustkit.functional import per_image
 from robustkit.objectives.cross_entropy import CrossEntropyObjective
 from robustkit.threats.l2 import L2
@@ -48,10 +49,7 @@ class LDAT:
             def search(x: Tensor, y: Tensor, aimless: Tensor) -> Tensor:
                 return self._search(predict, x, y, aimless)
 
-            if isinstance(predict, Repeating):
-                found = predict.repeatedly(("ldat", self), search, (x, y, aimless))
-            else:
-                found = search(x, y, aimless)
+            found = repeatedly(predict, ("ldat", self), search, (x, y, aimless))
         return threat.project(x + found, x, budget.epsilon)
 
     def _search(self, predict: Predict, x: Tensor, y: Tensor, aimless: Tensor) -> Tensor:

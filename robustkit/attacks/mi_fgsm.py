@@ -7,11 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robustkit.attacks.climb import repeatedly
 from robustkit.core.batch import Budget, Mode, Passes, Progress
 from robustkit.core.registry import registry
 from robustkit.core.rng import Generator
 from robustkit.core.spec import setting, spec
-from robustkit.core.strategy import Predict, Reference, Repeating, ThreatModel
+from robustkit.core.strategy import Predict, Reference, ThreatModel
 from robustkit.functional import per_image
 from robustkit.objectives.cross_entropy import CrossEntropyObjective
 
@@ -41,9 +42,7 @@ class MIFGSM:
             def search(x: Tensor, y: Tensor, epsilon: Tensor) -> Tensor:
                 return self._search(predict, x, y, epsilon, threat)
 
-            if isinstance(predict, Repeating):
-                return predict.repeatedly(("mi-fgsm", self, threat), search, (x, y, budget.epsilon))
-            return search(x, y, budget.epsilon)
+            return repeatedly(predict, ("mi-fgsm", self, threat), search, (x, y, budget.epsilon))
 
     def _search(self, predict: Predict, x: Tensor, y: Tensor, epsilon: Tensor, threat: ThreatModel) -> Tensor:
         sizes = epsilon / self.steps if self.step_size is None else torch.full_like(epsilon, self.step_size)

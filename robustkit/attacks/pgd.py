@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustkit.attacks.climb import climb
+from robustkit.attacks.climb import climb, most_steps, repeatedly, step_sizes
 from robustkit.core.batch import Budget, Mode, Passes, Progress
 from robustkit.core.errors import RecipeError
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import registry
 from robustkit.core.rng import Generator
 from robustkit.core.spec import evolve, setting, spec, walk
-from robustkit.core.strategy import Objective, Predict, Reference, Repeating, ThreatModel
+from robustkit.core.strategy import Attack, Objective, Predict, Reference, ThreatModel
 from robustkit.objectives.cross_entropy import CrossEntropyObjective
 
 
@@ -44,19 +44,7 @@ class PGD:
 
     def check(self, recipe: Recipe) -> None:
         """Refuse two step sizes, and an objective that compares with adversarial images that are not there yet."""
-        if getattr(self.objective, "needs_adversarial", False):
-            raise RecipeError(
-                "the objective compares with adversarial images, which an attack has yet to find",
-                place="attack.objective",
-                remedy="another objective, e.g. attack.objective=cross-entropy",
-            )
-        path = next((path for path, part in walk(recipe.attack, "attack") if part is self), "")
-        if path and self.step_size is not None and recipe.epsilon.sets_step_size:
-            raise RecipeError(
-                "both the attack and the epsilon schedule set a step size",
-                place=f"{path}.step_size",
-                remedy=f"set {path}.step_size=none, or an epsilon schedule without step_fraction",
-            )
+        refuse_misfits(self, self.objective, self.step_size, recipe)
 
     def __call__(
         self,
@@ -92,11 +80,15 @@ class PGD:
                     steps_per_image=budget.steps,
                 )
 
-            found = (self._start(x, budget, threat, generator), x, y, reference, budget, self._step_size(budget))
-            if isinstance(predict, Repeating):
-                result = predict.repeatedly(("pgd", self, threat), ascend, found)
-            else:
-                result = ascend(*found)
+            found = (
+                self._start(x, budget, threat, generator),
+                x,
+                y,
+                reference,
+                budget,
+                step_sizes(self.step_size, budget),
+            )
+            result = repeatedly(predict, ("pgd", self, threat), ascend, found)
         if self.final_epsilon is not None:
             result = threat.project(result, x, budget.epsilon.clamp_max(self.final_epsilon))
         elif not steps:  # no step has brought the start into the ball and the box
@@ -113,15 +105,26 @@ class PGD:
             return threat.random(x, radius, generator)
         return x.clone()
 
-    def _step_size(self, budget: Budget) -> Tensor:
-        if self.step_size is not None:
-            return torch.full_like(budget.epsilon, self.step_size)
-        return budget.epsilon / 4 if budget.step_size is None else budget.step_size
-
     def passes(self, progress: Progress) -> Passes:
         return Passes(forward=self.steps + self.objective.needs_reference, input_backward=self.steps)
 
     def passes_in(self, recipe: Recipe, progress: Progress) -> Passes:
         """With as many steps as the epsilon schedule has it take at most, where it says."""
-        counts: tuple[int, ...] = getattr(recipe.epsilon, "step_counts", (self.steps,))
-        return evolve(self, steps=max(counts)).passes(progress)
+        return evolve(self, steps=most_steps(self.steps, recipe)).passes(progress)
+
+
+def refuse_misfits(attack: Attack, objective: Objective, step_size: float | None, recipe: Recipe) -> None:
+    """Raises RecipeError where `attack`, or the schedule of radii, says too much: see `PGD.check`."""
+    if getattr(objective, "needs_adversarial", False):
+        raise RecipeError(
+            "the objective compares with adversarial images, which an attack has yet to find",
+            place="attack.objective",
+            remedy="another objective, e.g. attack.objective=cross-entropy",
+        )
+    path = next((path for path, part in walk(recipe.attack, "attack") if part is attack), "")
+    if path and step_size is not None and recipe.epsilon.sets_step_size:
+        raise RecipeError(
+            "both the attack and the epsilon schedule set a step size",
+            place=f"{path}.step_size",
+            remedy=f"set {path}.step_size=none, or an epsilon schedule without step_fraction",
+        )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from robustkit.attacks.pgd import PGD
 from robustkit.core.batch import Budget, Mode, Passes, Progress
-from robustkit.core.recipe import Recipe
+from robustkit.core.recipe import Recipe, passes_in
 from robustkit.core.registry import registry
 from robustkit.core.rng import Generator
 from robustkit.core.spec import evolve, spec
@@ -55,6 +55,4 @@ class Within:
 
     def passes_in(self, recipe: Recipe, progress: Progress) -> Passes:
         """What `inner` costs there."""
-        inner = self.inner
-        passes: Passes = inner.passes_in(recipe, progress) if hasattr(inner, "passes_in") else inner.passes(progress)
-        return passes
+        return passes_in(self.inner, recipe, progress)

@@ -213,9 +213,8 @@ class Parts:
 
 def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
     """Build a run from its recipe: every weight, perturbation and memory, a function of the recipe's seed."""
-    own = len(data.train) if data.mixture is None else data.mixture.own
-    train_rows, validation_rows = validation_split(own, recipe.validation.images)
-    train_rows = torch.cat([train_rows, torch.arange(own, len(data.train))])
+    train_rows, validation_rows = validation_split(data.own, recipe.validation.images)
+    train_rows = torch.cat([train_rows, torch.arange(data.own, len(data.train))])
     if len(train_rows) < recipe.batch_size:
         raise RecipeError(
             f"batches of {recipe.batch_size} are more than the {len(train_rows)} training images",
@@ -244,7 +243,7 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
         data=data,
         train=_at_hand(data.train, world.device),
         rows=train_rows,
-        own=own,
+        own=data.own,
         sampling=sampling,
         validation_rows=validation_rows,
         model=model,

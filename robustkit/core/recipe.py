@@ -186,8 +186,8 @@ class Recipe:
         if target.forward and not self.loss.detach_target:  # then its forward is part of the pure pass
             target, pure = target + Passes(forward=-1), pure + Passes(forward=1, parameter_backward=1)
         return {
-            "epsilon": self._passes_of(self.epsilon, progress),
-            "attack": Passes() if self.attack is None else self._passes_of(self.attack, progress),
+            "epsilon": passes_in(self.epsilon, self, progress),
+            "attack": Passes() if self.attack is None else passes_in(self.attack, self, progress),
             "target": target,
             "loss": outward + pure,
             "weights": self.weights.passes(progress, pure),
@@ -207,9 +207,11 @@ class Recipe:
         each = [self.passes(attrs.evolve(progress, step=first + step)) for step in range(interval)]
         return {name: sum((one[name] for one in each), Passes()) * (1 / interval) for name in each[0]}
 
-    def _passes_of(self, part: EpsilonSchedule | Attack, progress: Progress) -> Passes:
-        passes: Passes = part.passes_in(self, progress) if hasattr(part, "passes_in") else part.passes(progress)
-        return passes
+
+def passes_in(part: EpsilonSchedule | Attack, recipe: Recipe, progress: Progress) -> Passes:
+    """What a part costs in that recipe, where it says, else what it costs in any."""
+    passes: Passes = part.passes_in(recipe, progress) if hasattr(part, "passes_in") else part.passes(progress)
+    return passes
 
 
 def result_key(suite: Suite, measure: Measure) -> str:

@@ -124,6 +124,11 @@ class Data:
     copy: str = "the original files"
     mixture: Mixture | None = None
 
+    @property
+    def own(self) -> int:
+        """So many training images, the first ones, are the data set's own."""
+        return len(self.train) if self.mixture is None else self.mixture.own
+
     def __attrs_post_init__(self) -> None:
         for part, images in (("train", self.train), ("test", self.test)):
             if len(images) == 0:

@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks.climb import climb
-from robustkit.core.batch import Passes
+from robustkit.attacks.climb import climb, step_sizes
+from robustkit.core.batch import Budget, Passes
 from robustkit.core.errors import RecipeError, SpecError
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import registry
 from robustkit.core.rng import derive, whole
 from robustkit.core.spec import evolve, setting, spec
 from robustkit.core.strategy import Objective, Outcomes, Reference, Slice, Subject
-from robustkit.detection import defence_success, score, shares, threshold_for
+from robustkit.detection import defence_success, score, scores_of, shares, threshold_for
 from robustkit.evaluation.attacked import RESISTING
 from robustkit.evaluation.logits import is_right
 from robustkit.objectives.confident_wrong import ConfidentWrong
@@ -74,9 +74,7 @@ class Detection:
         """With a threshold: its own, or what `false_rejections` means on batches (B, C, H, W) of held-out images."""
         if self.threshold is not None:
             return self
-        with torch.no_grad():
-            scores = torch.cat([score(logits(images)).cpu() for images in held_out])
-        return evolve(self, threshold=threshold_for(scores, self.false_rejections))
+        return evolve(self, threshold=threshold_for(scores_of(logits, held_out), self.false_rejections))
 
     def outcomes(self, subject: Subject, part: Slice, seed: int, before: Outcomes | None = None) -> Iterator[Outcomes]:
         """The breakdown is accuracy after each stage; the shares say what became of the images in it."""
@@ -132,7 +130,6 @@ class Detection:
 
     def _climbed(self, subject: Subject, objective: Objective, start: Tensor, x: Tensor, y: Tensor) -> Tensor:
         epsilon = x.new_full((len(x),), subject.threat.epsilon)
-        step_size = epsilon / 4 if self.step_size is None else torch.full_like(epsilon, self.step_size)
         with subject.predict.using("eval") as predict:
             reference = Reference(natural=predict(x)) if objective.needs_reference else Reference()
             return climb(
@@ -141,7 +138,7 @@ class Detection:
                 x,
                 threat=subject.threat,
                 epsilon=epsilon,
-                step_size=step_size,
+                step_size=step_sizes(self.step_size, Budget(epsilon)),
                 steps=self.steps,
             )
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import pytest
@@ -40,14 +37,7 @@ TINY = Untrained(model=Model(backbone="convnet_small"), head=Linear())
 RADII = (0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_figures() -> Iterator[None]:
-    """Drawing takes longer than training here."""
-    stub = ModuleType("robustkit.reporting.figures")
-    stub.draw = lambda *arguments: None  # type: ignore[attr-defined]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "robustkit.reporting.figures", stub)
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 class Scripted(torch.nn.Module):

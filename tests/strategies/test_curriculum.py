@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import attrs
@@ -40,14 +38,7 @@ from robustkit.weights import AWP
 EPS = 8 / 255
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_figures() -> Iterator[None]:
-    """Drawing takes longer than training here."""
-    stub = ModuleType("robustkit.reporting.figures")
-    stub.draw = lambda *arguments: None  # type: ignore[attr-defined]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "robustkit.reporting.figures", stub)
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def at_stage(stage: int, spec: Curriculum | None = None) -> Stages:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,14 @@ import pytest
 import torch
 from test_graphs import Recorder
 from test_passes import BATCH, one_step, parts_of, recipe
-from tiny import LinearModel, Plain, at_epoch, images, tiny_model
+from tiny import Always, Counting, LinearModel, Plain, at_epoch, images, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 
 from robustkit import Model, UserError, evolve
 from robustkit.attacks import Dynamic
 from robustkit.attacks.dynamic import fosc
-from robustkit.core.batch import Budget, Mode, Output, Part, Passes
+from robustkit.core.batch import Budget, Part, Passes
 from robustkit.core.errors import RecipeError
 from robustkit.core.loop import step_passes
 from robustkit.core.model import RobustModel
@@ -36,27 +34,6 @@ ROOT = Path(__file__).parents[2]
 COUNT, STEPS = 12, 10
 RADII = torch.linspace(0.01, 0.3, COUNT, dtype=torch.float64)
 THRESHOLDS = (0.0, 0.02, 0.1, 99.0)
-
-
-class Always(Plain):
-    """A net that stays in eval mode whatever it is asked for, so that images are masked and yet independent."""
-
-    @contextmanager
-    def using(self, mode: Mode) -> Iterator[Plain]:
-        with super().using("eval"):
-            yield self
-
-
-class Counting(Plain):
-    """Notes how many images each forward saw."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__(model)
-        self.sizes: list[int] = []
-
-    def __call__(self, images: Tensor) -> Output:
-        self.sizes.append(len(images))
-        return super().__call__(images)
 
 
 def given() -> tuple[RobustModel, Tensor, Tensor]:

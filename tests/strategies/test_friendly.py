@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_graphs import Recorder
-from tiny import Plain, at_epoch, images, tiny_model
+from tiny import Always, Counting, Plain, at_epoch, images, tiny_model
 from torch import Tensor
 
 from robustkit import Model, UserError, evolve
@@ -34,27 +34,6 @@ COUNT, STEPS = 12, 10
 RADII = torch.linspace(0.05, 0.3, COUNT, dtype=torch.float64)
 STRIDES = RADII / 30
 ONE_TAU = {"switch": (), "omega": 0.0}
-
-
-class Always(Plain):
-    """A net that stays in eval mode whatever it is asked for, so that images are masked and yet independent."""
-
-    @contextmanager
-    def using(self, mode: Mode) -> Iterator[Plain]:
-        with super().using("eval"):
-            yield self
-
-
-class Counting(Plain):
-    """Notes how many images each forward saw."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__(model)
-        self.sizes: list[int] = []
-
-    def __call__(self, images: Tensor) -> Output:
-        self.sizes.append(len(images))
-        return super().__call__(images)
 
 
 def given() -> tuple[RobustModel, Tensor, Tensor]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -40,14 +37,7 @@ TEACHER = Model(backbone="convnet_small")
 GUIDED: dict[str, Any] = {"loss": LBGAT(teacher=TEACHER), "attack": PGD(objective=KL(), start="gaussian")}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_figures() -> Iterator[None]:
-    """Drawing takes longer than training here."""
-    stub = ModuleType("robustkit.reporting.figures")
-    stub.draw = lambda *arguments: None  # type: ignore[attr-defined]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "robustkit.reporting.figures", stub)
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def views(**logits: Tensor) -> dict[str, Any]:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -349,14 +346,7 @@ def test_the_count_sees_networks_beside_the_model() -> None:
 # The helper: whose, and whether it is the one
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_figures() -> Iterator[None]:
-    """Drawing takes longer than training here."""
-    stub = ModuleType("robustkit.reporting.figures")
-    stub.draw = lambda *arguments: None  # type: ignore[attr-defined]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "robustkit.reporting.figures", stub)
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def go(given: Recipe, out: str | Path, **options: Any) -> Outcome:

@@ -176,3 +176,24 @@ def tracked(model: nn.Module) -> int:
     counts = {int(norm.num_batches_tracked) for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)}
     assert len(counts) == 1
     return counts.pop()
+
+
+class Always(Plain):
+    """A net that stays in eval mode whatever it is asked for, so that images are masked and yet independent."""
+
+    @contextmanager
+    def using(self, mode: Mode) -> Iterator[Plain]:
+        with super().using("eval"):
+            yield self
+
+
+class Counting(Plain):
+    """Notes how many images each forward saw."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(model)
+        self.sizes: list[int] = []
+
+    def __call__(self, images: Tensor) -> Output:
+        self.sizes.append(len(images))
+        return super().__call__(images)
