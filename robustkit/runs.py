@@ -272,7 +272,9 @@ def load_parts(recipe: Recipe, world: World) -> Parts:
     world.barrier()
     if world.rank > 0:
         data = recipe.data.load()
-    facts = attrs.evolve(world, samples=len(data.train), classes=len(data.classes), image_shape=data.train.shape)
+    facts = attrs.evolve(
+        world, samples=len(data.train), own=data.own, classes=len(data.classes), image_shape=data.train.shape
+    )
     return assemble(recipe, data, facts)
 
 

@@ -10,28 +10,28 @@ import torch
 from torch import nn
 
 from robustkit import Model, evolve, px
-from robustkit.attacks import PGD
+from robustkit.attacks import PGD, AdamPGD
 from robustkit.core.batch import Progress
 from robustkit.core.checkpoint import facts_of
 from robustkit.core.loop import train_step
 from robustkit.core.parts import Parts
 from robustkit.core.recipe import Recipe, Validation, load_recipe, load_recipes
 from robustkit.datasets import Cifar10, Cifar100, WithSynthetic
-from robustkit.losses import Align, Hat
+from robustkit.losses import Align, Hat, Trades
 from robustkit.objectives import KL, InverseObjective, Margin
 from robustkit.optimizers import SGD
 from robustkit.published import load
 from robustkit.reporting.comparison import Item
 from robustkit.reporting.published import beside, match
 from robustkit.runs import load_parts, make_world, run
-from robustkit.schedules import OneCycle
+from robustkit.schedules import Cosine, OneCycle
 from robustkit.targets import Momentum, OneOff, Universal
 from robustkit.testing import tiny_recipe
 from robustkit.weights import Exponential
 
 FILE = Path(__file__).parents[1] / "recipes" / "uiat_table4.py"
 RECIPES = load_recipes(FILE)
-METHODS = {"uiat": "UIAT", "uiat-oneoff": "UIAT one-off", "hat": "HAT"}
+METHODS = {"uiat": "UIAT", "uiat-oneoff": "UIAT one-off", "hat": "HAT", "rebuffi": "Rebuffi"}
 BLOCKS = {
     "cifar10-prn18": "CIFAR-10, PRN-18",
     "cifar10-wrn28": "CIFAR-10, WRN-28-10",
@@ -65,9 +65,10 @@ def test_by_the_sheet(block: str, method: str) -> None:
     backbone = "preact_resnet18_silu" if block.endswith("prn18") else "wrn28_10_silu"
     normalization = "cifar10" if cifar10 else "cifar100"
     assert recipe.model == Model(backbone=backbone, normalization=normalization, adopt_first_batch=True)
-    lr, size = (0.4, 1024) if method == "hat" else (0.2, 512)
+    lr, size = (0.4, 1024) if method in ("hat", "rebuffi") else (0.2, 512)
     assert recipe.optimizer == SGD(lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norm=False)
-    assert (recipe.epochs, recipe.batch_size, recipe.schedule) == (400, size, OneCycle(warm_up=0.25))
+    schedule = Cosine(every="step", warm_up=10 / 400) if method == "rebuffi" else OneCycle(warm_up=0.25)
+    assert (recipe.epochs, recipe.batch_size, recipe.schedule) == (400, size, schedule)
     assert recipe.average == Exponential(rate=0.995, warm_up=0.0)
     chosen_by = PGD(steps=40, step_size=2 * px, objective=Margin())
     assert recipe.validation == Validation(images=1024, attack=chosen_by, every=1)
@@ -80,6 +81,11 @@ def test_by_the_sheet(block: str, method: str) -> None:
         helper = load_recipe(FILE.parents[1] / recipe.loss.helper.made_by)  # type: ignore[union-attr]
         assert helper.model == recipe.model and helper.data == recipe.data.inner and helper.epochs == 50
         assert helper.attack is None and recipe.loss.helper.run == f"runs/uiat-helper-{block}"  # type: ignore[union-attr]
+        return
+    if method == "rebuffi":
+        assert recipe.attack == AdamPGD(steps=10, lr=0.1, drop=5, objective=KL(), mode="train-frozen")
+        assert recipe.loss == Trades(weight=6.0, label_smoothing=0.1, smoothed="synthetic", natural_statistics=False)
+        assert recipe.target is None
         return
     assert recipe.attack == PGD(steps=10, step_size=2 * px)
     assert recipe.loss == Align(weight=3.5, label_smoothing=0.1)
@@ -167,6 +173,31 @@ def test_the_first_batch_is_adopted(tmp_path: Path) -> None:
         assert 0 < float((moved - before[name]).norm()) < 0.1 * float(before[name].norm())
 
 
+def test_only_adversarial_images_move_statistics() -> None:
+    """Rebuffi et al.: x̂ alone is tracked, and x still is normalised by its own batch."""
+    found = {}
+    for tracked in (True, False):
+        loss = Trades(natural_statistics=tracked)
+        parts = parts_of(tiny_recipe(model=Model(backbone="convnet_small"), attack=PGD(steps=1), loss=loss))
+        seen: list[torch.Tensor] = []
+        norm = next(m for m in parts.model.modules() if isinstance(m, nn.BatchNorm2d))
+
+        def look(module: nn.Module, given: tuple[torch.Tensor], seen: list[torch.Tensor] = seen) -> None:
+            if module.training:
+                seen.append(given[0].detach())
+
+        norm.register_forward_pre_hook(look)
+        mean = norm.running_mean.clone()  # type: ignore[union-attr]
+        train_step(parts, parts.order(0)[:16])
+        views = seen[-2:]  # the pure pass: natural images first
+        for view in views if tracked else views[1:]:
+            mean = mean.lerp(view.mean(dim=(0, 2, 3)), norm.momentum or 0.0)
+        torch.testing.assert_close(norm.running_mean, mean, atol=1e-6, rtol=1e-5)
+        found[tracked] = [p.detach().clone() for p in parts.model.parameters()]
+    for one, other in zip(found[True], found[False], strict=True):
+        assert torch.equal(one, other)  # the step itself is the same
+
+
 def test_one_step_of_each_kind(tmp_path: Path) -> None:
     """The table's composition on small images, two epochs, from a file of generated images."""
     import numpy as np
@@ -178,7 +209,7 @@ def test_one_step_of_each_kind(tmp_path: Path) -> None:
     np.savez(tmp_path / "made.npz", image=image, label=draws.integers(0, 4, 50))
     inner = Synthetic(train=70, test=16, classes=4, size=8, channels=1, augment="crop-flip")
     data = WithSynthetic(inner=inner, file="made.npz", root=str(tmp_path), original=0.3)
-    for name in ("uiat", "uiat-oneoff"):
+    for name in ("uiat", "uiat-oneoff", "rebuffi"):
         full = RECIPES[f"cifar10-prn18-{name}"]
         recipe = evolve(
             full,

@@ -5,6 +5,7 @@ An attack turns images x (B, C, H, W) into adversarial ones, given `predict` (th
 the same value serves training, evaluation and other attacks. `climb` is the loop that all iterative attacks share.
 """
 
+from robustkit.attacks.adam_pgd import AdamPGD
 from robustkit.attacks.calibrated import Calibrated
 from robustkit.attacks.climb import climb
 from robustkit.attacks.climb_while import climb_while
@@ -26,6 +27,7 @@ __all__ = [
     "MIFGSM",
     "PGD",
     "RSFGSM",
+    "AdamPGD",
     "Attack",
     "Calibrated",
     "Dynamic",

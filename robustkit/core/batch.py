@@ -50,6 +50,7 @@ class Prepared(NamedTuple):
     extras: dict[str, Tensor] = {}
     shares: dict[str, float] = {}  # each view's share of the head's penalty; missing: equal shares
     joint: bool = False  # one concatenated forward (shared batch statistics) instead of one each
+    untracked: frozenset[str] = frozenset()  # views that leave running statistics alone, if forwarded on their own
     networks: dict[str, RobustModel] = {}  # who forwards a view, where it is not the model but one trained beside it
 
 

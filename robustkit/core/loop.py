@@ -218,13 +218,17 @@ def _forward_views(parts: Parts, model: RobustModel, prepared: Prepared, batch: 
     for network in dict.fromkeys([model, *prepared.networks.values()]):
         views = {name: x for name, x in prepared.views.items() if prepared.networks.get(name, model) is network}
         distinct = list({id(images): images for images in views.values()}.values())
-        with network.using(mode):
-            if prepared.joint and len(distinct) > 1:
+        if prepared.joint and len(distinct) > 1:
+            with network.using(mode):
                 joined = _forward(parts, network, torch.cat(distinct), batch.y.repeat(len(distinct)))
-                pieces = zip(*(value.chunk(len(distinct)) for value in joined), strict=True)
-                found = [Output(*piece) for piece in pieces]
-            else:
-                found = [_forward(parts, network, images, batch.y) for images in distinct]
+            pieces = zip(*(value.chunk(len(distinct)) for value in joined), strict=True)
+            found = [Output(*piece) for piece in pieces]
+        else:
+            tracked = {id(images) for name, images in views.items() if name not in prepared.untracked}
+            found = []
+            for images in distinct:
+                with network.using(mode if id(images) in tracked else "train-frozen"):
+                    found.append(_forward(parts, network, images, batch.y))
         by_identity = {id(images): output for images, output in zip(distinct, found, strict=True)}
         outputs |= {name: by_identity[id(images)] for name, images in views.items()}
     return outputs

@@ -23,12 +23,16 @@ T = TypeVar("T")
 
 @attrs.frozen(kw_only=True)
 class World:
-    """Facts and collectives. `samples` counts the rows of the whole training set, `training` those trained on."""
+    """Facts and collectives. `samples` counts the rows of the whole training set, `training` those trained on.
+
+    Rows below `own` are the data set's own images, all others synthetic ones; None: there are no others.
+    """
 
     samples: int
     training: int
     classes: int
     image_shape: tuple[int, int, int]
+    own: int | None = None
     device: torch.device = attrs.field(factory=lambda: torch.device("cpu"))
     rank: int = 0
     size: int = 1

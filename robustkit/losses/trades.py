@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,15 +23,24 @@ class Trades:
     Its attack is `PGD(objective=KL(), start="gaussian")`. Natural and adversarial images are forwarded one after the
     other, each with its own batch statistics. Where the budget has a weight for each image, it multiplies that image's
     KL, too.
+
+    As Rebuffi et al. (2021) train with it: `label_smoothing` of the cross-entropy for the `smoothed` images alone, and
+    without `natural_statistics` only the adversarial images move running statistics.
     """
 
     weight: float = setting(default=6.0, at_least=0)
+    label_smoothing: float = setting(default=0.0, at_least=0, below=1)
+    smoothed: Literal["all", "synthetic"] = "all"
+    natural_statistics: bool = True
     needs_target: ClassVar[bool] = False
     detach_target: ClassVar[bool] = True
 
     def prepare(self, scene: Scene, budget: Budget, x_adv: Tensor) -> Prepared:
-        weights = {} if budget.weight is None else {"weights": budget.weight}
-        return Prepared({"natural": scene.batch.x, "adversarial": x_adv}, weights)
+        extras = {} if budget.weight is None else {"weights": budget.weight}
+        if self.label_smoothing and self.smoothed == "synthetic" and scene.world.own is not None:
+            extras["synthetic"] = scene.batch.index >= scene.world.own
+        untracked = frozenset() if self.natural_statistics else frozenset({"natural"})
+        return Prepared({"natural": scene.batch.x, "adversarial": x_adv}, extras, untracked=untracked)
 
     def __call__(
         self,
@@ -44,8 +54,15 @@ class Trades:
         consistency = kl_from_logits(natural.logits, adversarial.logits)
         if "weights" in extras:
             consistency = extras["weights"] * consistency
+        classification = F.cross_entropy(natural.margined, batch.y, reduction="none")
+        if self.label_smoothing:
+            smooth = F.cross_entropy(natural.margined, batch.y, reduction="none", label_smoothing=self.label_smoothing)
+            if self.smoothed == "all":
+                classification = smooth
+            elif "synthetic" in extras:
+                classification = torch.where(extras["synthetic"], smooth, classification)
         return {
-            "cross-entropy": F.cross_entropy(natural.margined, batch.y),
+            "cross-entropy": classification.mean(),
             "consistency": self.weight * consistency.mean(),
         }
 

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from tiny import CLASSES, Plain, assert_same, at_epoch, batch, images, labels, scene, snapshot, tiny_model
@@ -140,6 +141,25 @@ def test_trades_gradient_flows_through_both_branches() -> None:
     torch.testing.assert_close(
         to_natural, 6.0 * p * (gap - (p * gap).sum(dim=1, keepdim=True)) / B, atol=1e-5, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("own", [None, 0, 40, B, 10_000])
+@pytest.mark.parametrize("smoothed", ["all", "synthetic"])
+def test_trades_smooths_what_it_says(smoothed: Any, own: int | None) -> None:
+    """Row `own` and later ones are synthetic: their cross-entropy alone is with (1 - s) onehot + s / K."""
+    model, loss = tiny_model(), Trades(label_smoothing=0.1, smoothed=smoothed)
+    given = scene(model)
+    index = torch.tensor([0, 50, 39, 40, 7, 41])
+    given = attrs.evolve(given, batch=given.batch._replace(index=index), world=attrs.evolve(given.world, own=own))
+    extras = loss.prepare(given, Budget(torch.full((B,), 8 / 255)), images(B, 5)).extras
+    logits, y = draw(0, B, K), given.batch.y.tolist()
+    rows = []
+    for i in range(B):
+        s = 0.1 if smoothed == "all" or (own is not None and int(index[i]) >= own) else 0.0
+        log_p = [log_probability(logits[i].tolist(), k) for k in range(K)]
+        rows.append(-(1 - s) * log_p[y[i]] - s / K * sum(log_p))
+    found = loss({"natural": output(logits), "adversarial": output(logits)}, None, given.batch, extras, PROGRESS)
+    assert float(found["cross-entropy"]) == pytest.approx(sum(rows) / B, rel=1e-9)
 
 
 def test_trades_without_weight_is_natural_training() -> None:

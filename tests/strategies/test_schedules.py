@@ -191,3 +191,14 @@ def test_refused() -> None:
         Triangular(peak=1)
     with pytest.raises(SpecError, match=r"epoch.*step"):
         Cosine(every="batch")
+
+
+@pytest.mark.parametrize("warm_up", [0.0, 0.1, 0.25])
+def test_cosine_after_a_rise(warm_up: float) -> None:
+    """Straight up from 0, then torch's cosine over what is left (Rebuffi et al. 2021: 10 of 400 epochs)."""
+    epochs, steps = 8, 5
+    total, rise = epochs * steps, round(warm_up * epochs * steps)
+    rates = [rates.lr_scale for rates in ours(Cosine(every="step", warm_up=warm_up), epochs, steps)]
+    assert rates[:rise] == pytest.approx([step / rise for step in range(rise)])
+    theirs = torchs(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, total - rise), total - rise, 1.0)
+    assert rates[rise:] == pytest.approx([lr for lr, _ in theirs], abs=1e-9)
