@@ -307,6 +307,18 @@ def test_universal_levels(few: Any, finished: Path) -> None:
     assert panel["counts"][20] == int(((z / RADIUS).abs() < 0.025).sum())
     assert panel["levels"]["-1"] + panel["levels"]["1"] > 0.5
 
+    model, test = robustkit.load(finished / "one"), Digits().load().test
+    x, y = test.fetch(torch.arange(len(test))).float() / 255, test.labels
+    with torch.no_grad():
+        before, after = (
+            -model(images).log_softmax(dim=1)[torch.arange(len(y)), y] for images in (x, (x + z[y]).clamp(0, 1))
+        )
+    found = panel["cross-entropy"]
+    assert found["images"] == len(test)
+    assert found["without"] == pytest.approx(float(before.mean()), rel=1e-4)
+    assert found["with"] == pytest.approx(float(after.mean()), rel=1e-4)
+    assert found["lower"] == pytest.approx(float((after < before).float().mean()), abs=1 / len(test))
+
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_adjusted_radii_are_counted_by_entropy(
