@@ -15,6 +15,7 @@ import torch
 
 from robustkit import UserError, evolve, load_recipe
 from robustkit.attacks import PGD
+from robustkit.core import checkpoint
 from robustkit.core.batch import Passes
 from robustkit.core.loop import step_passes, train_step
 from robustkit.core.order import epoch_order
@@ -112,6 +113,30 @@ def train_steps(recipe: Recipe, steps: int) -> None:
         assert parts.model.training
 
 
+def step(parts: Parts) -> None:
+    """The next step of training."""
+    progress = parts.progress
+    position = progress.step % parts.steps_per_epoch
+    order = epoch_order(parts.rows, parts.recipe.seed, progress.epoch)
+    train_step(parts, order[position * BATCH : (position + 1) * BATCH])
+
+
+def resumes(recipe: Recipe, file: Path) -> None:
+    """A step, a checkpoint, a step: the same in a run that is built anew and goes on from the checkpoint."""
+    whole = assembled(recipe)
+    step(whole)
+    checkpoint.write(file, whole.tensors(), {})
+    step(whole)
+    resumed = assembled(recipe)
+    resumed.load(checkpoint.read(file)[0])
+    resumed.step = 1
+    step(resumed)
+    ours, theirs = resumed.tensors(), whole.tensors()
+    assert ours.keys() == theirs.keys()
+    differing = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not differing, (recipe, differing)
+
+
 PAIRS = list(combinations(KINDS, 2))
 
 
@@ -130,6 +155,21 @@ def test_pairs(first: str, second: str) -> None:
     print(f"{first} x {second}: {counts['trained']} pairs trained, {counts['refused']} refused")
     assert counts["trained"]
     assert counts["refused"] <= counts.total() / 2 or {first, second} <= {"loss", "target", "objective", "attack"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda kind: kind)
+def test_pairs_resume(first: str, second: str, tmp_path: Path) -> None:
+    resumed = 0
+    for one, other in product(choices(first), choices(second)):
+        try:
+            recipe = compose(**{first: one, second: other})
+        except UserError:
+            continue
+        resumes(recipe, tmp_path / "last.safetensors")
+        resumed += 1
+    print(f"{first} x {second}: {resumed} pairs resumed")
+    assert resumed
 
 
 REFUSED = [
