@@ -1,10 +1,16 @@
-"""Names are global to the process: what a test registers goes when it ends."""
+"""Names are global to the process: what a test registers goes when it ends. Processes share the cores."""
 
+import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+
+os.environ.pop("COLUMNS", None)  # of whatever terminal the tests are started from
+if _workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch counts the cores
+    _share = max(1, (os.cpu_count() or 1) // int(_workers))
+    os.environ["OMP_NUM_THREADS"] = str(min(_share, int(os.environ.get("OMP_NUM_THREADS", _share))))
 
 from robustkit.core.registry import FOLDERS, registry
 
