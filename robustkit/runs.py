@@ -46,6 +46,8 @@ from robustkit.folder import (
 from robustkit.limits import Limits
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from robustkit.evaluation.evaluate import News
     from robustkit.evaluation.results import Result
 
@@ -91,6 +93,19 @@ class Outcome:
     stopped: str
     results: dict[str, Any]
     control: dict[str, Any] | None = None
+
+    def __rich__(self) -> Table:
+        """Its results as a table: `rich.print(outcome)`."""
+        from robustkit.reporting.tables import results_table, with_control
+
+        title = str(self.folder) if not self.stopped else f"{self.folder}, stopped: {self.stopped}"
+        return results_table(with_control(self.results, self.control), title=title)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from robustkit.reporting.tables import as_html
+
+        return as_html(self.__rich__())
 
 
 def run(

@@ -26,6 +26,7 @@ SCHEDULES = {"fixed": 23, "linear": 23, "cyclic": 23, "cyclic-batch": 23, "ecas"
 MIXES = {"uiat": 28, "mart": 26, "mixture": 23}
 UNITS = {  # forward-units of a step in the first epoch
     "recipes/natural.py": 3,
+    "recipes/own_images.py": 27,
     "recipes/pgd_at_rn18.py": 23,
     "recipes/trades_rn18.py": 27,
     "recipes/uiat_rn18.py": 28,
@@ -43,7 +44,7 @@ UNITS = {  # forward-units of a step in the first epoch
         f"recipes/uiat_table4.py:{data}-{net}-{k}": n
         for data in ("cifar10", "cifar100")
         for net in ("prn18", "wrn28")
-        for k, n in (("uiat", 28), ("uiat-oneoff", 24), ("hat", 31), ("helper", 3))
+        for k, n in (("uiat", 28), ("uiat-oneoff", 24), ("hat", 31), ("rebuffi", 27), ("helper", 3))
     },
     "recipes/uiat_table6.py:iat": 34,
     "recipes/uiat_table6.py:uag": 26,

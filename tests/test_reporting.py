@@ -29,7 +29,7 @@ from robustkit.reporting.composition import phases, rows
 from robustkit.reporting.figures import draw, radii
 from robustkit.reporting.tables import columns, print_results
 from robustkit.reporting.terminal import Bar, TerminalDisplay, run_display
-from robustkit.runs import Silent, load_parts, make_world, run
+from robustkit.runs import Outcome, Silent, load_parts, make_world, run
 from robustkit.schedules import Constant
 from robustkit.targets import Momentum, Universal
 from robustkit.threats import L2, Linf
@@ -351,3 +351,19 @@ def test_many_different_radii_are_binned(tmp_path: Path) -> None:
     ]
     axes = radii(json.loads(json.dumps(reports))).axes[0]
     assert 10 < len(axes.get_yticks()) <= 24
+
+
+# What `run` returns
+
+
+def test_an_outcome_shows_itself(tmp_path: Path) -> None:
+    """As a table on a terminal and in a notebook, where what it is called cannot add markup."""
+    accuracy = {"accuracy": 0.5, "n": 100, "ci95": [0.4038, 0.5962], "seconds": 1.0}
+    outcome = Outcome(Path("<b>[red]run"), "time", {"last": {"clean": accuracy}}, {"last": {"clean": accuracy}})
+    shown = console(width=140)
+    shown.print(outcome)
+    assert "50.0   (40.4-59.6)" in text_of(shown) and "control, last" in text_of(shown)
+    html = outcome._repr_html_()
+    assert "50.0   (40.4-59.6)" in html and "stopped: time" in html
+    assert "&lt;b&gt;[red]run" in html.replace("\n", "") and "<b>" not in html
+    assert "No results" not in html and Outcome(tmp_path, "", {})._repr_html_().startswith("<pre")

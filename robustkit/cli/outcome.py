@@ -75,11 +75,9 @@ def show_results(outcome: Outcome, arguments: argparse.Namespace) -> None:
         print(json.dumps(data | {"control": outcome.control}, indent=2))
         return
     from robustkit.reporting import consoles
-    from robustkit.reporting.tables import columns, print_results
+    from robustkit.reporting.tables import print_results, with_control
 
-    shown = columns("model" if outcome.control is None else "robust", outcome.results)
-    shown += columns("control", outcome.control or {})
-    if shown:
+    if shown := with_control(outcome.results, outcome.control):
         print_results(consoles.results(), shown)
 
 

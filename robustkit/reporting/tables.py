@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from robustkit.reporting import formats
 
@@ -30,6 +32,18 @@ def columns(model: str, results: dict[str, Any]) -> list[Column]:
     if last and last == best:
         return [Column(model, "last = best", last)]
     return [Column(model, name, results[name]) for name in ("last", "best") if results.get(name)]
+
+
+def with_control(results: dict[str, Any], control: dict[str, Any] | None) -> list[Column]:
+    """A run's checkpoints, and beside them its control's."""
+    return columns("model" if control is None else "robust", results) + columns("control", control or {})
+
+
+def as_html(table: Table) -> str:
+    """The table as a notebook shows it: text in a fixed width, styles in the tags, everything escaped."""
+    console = Console(file=io.StringIO(), record=True, width=140, force_jupyter=False)
+    console.print(table)
+    return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>')
 
 
 def print_results(console: Console, shown: Sequence[Column], *, title: str = "") -> None:
@@ -98,7 +112,8 @@ def notes(shown: Sequence[Column]) -> Iterator[str]:
 
 def plain_table(*headings: str, title: str = "") -> Table:
     """The one look of all tables."""
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    words = Text(title, style="bold") if title else None  # no markup, whatever console prints it
+    table = Table(box=box.SIMPLE_HEAD, title=words, title_justify="left", pad_edge=False)
     for heading in headings:
         table.add_column(heading)
     return table
