@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,17 +31,20 @@ TINY = 8192
 @registry("dataset").register("image-folder")
 @spec
 class ImageFolder:
-    """Your own pictures: root/train/<class>/<file> and root/test/<class>/<file>.
+    """Your own pictures: root/train/<class>/<file> and root/test/<class>/<file>, or root/<class>/<file>.
 
-    `test` may be called `val`. Classes are the sorted folder names of `train`, rows its sorted files. Pictures are RGB,
-    or one channel if `grey`, upright and with transparency over white; sets of up to 4 GiB are held in memory, of
-    larger ones each batch decodes its own. With `size`, the shorter side is resized and the middle size x size pixels
-    are kept; without it, all pictures must be equally large.
+    `test` may be called `val`. Without any of them the share `test_share` of each class's pictures, one
+    at least, become test pictures; their names decide which, so that pictures added later move few. Classes are the
+    sorted folder names, rows the sorted files. Pictures are RGB, or one channel if `grey`, upright and with
+    transparency over white; sets of up to 4 GiB are held in memory, of larger ones each batch decodes its own. With
+    `size`, the shorter side is resized and the middle size x size pixels are kept; without it, all pictures must be
+    equally large.
     """
 
     root: str | None = setting(default=None, location=True)
     size: int | None = setting(default=None, at_least=1)
     grey: bool = False
+    test_share: float = setting(default=0.2, above=0, below=1)
     augment: Augment = "none"
     padding: Padding = "zero"
 
@@ -53,15 +57,17 @@ class ImageFolder:
         return (None if self.size is None else (1 if self.grey else 3, self.size, self.size)), None
 
     def load(self) -> Data:
-        return read_image_folder(locate(self.root), self.size, self.grey)
+        return read_image_folder(locate(self.root), self.size, self.grey, self.test_share)
 
 
-def read_image_folder(root: Path, size: int | None = None, grey: bool = False) -> Data:
-    """All pictures in `root`.
+def read_image_folder(root: Path, size: int | None = None, grey: bool = False, test_share: float = 0.2) -> Data:
+    """All pictures in `root`; see `ImageFolder`.
 
     Raises:
         DataError: a folder is missing or empty, a file is no picture, sizes differ, or the test has unknown classes.
     """
+    if root.is_dir() and not any((root / name).is_dir() for name in ("train", "test", "val")) and _folders(root):
+        return _split(root, size, grey, test_share)
     train = root / "train"
     test = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
     for folder in (train, test):
@@ -69,7 +75,7 @@ def read_image_folder(root: Path, size: int | None = None, grey: bool = False) -
             raise DataError(
                 "there is no such folder",
                 place=str(folder),
-                remedy="set data.root to a folder that holds train/<class>/ and test/<class>/",
+                remedy="set data.root to a folder that holds train/<class>/ and test/<class>/, or <class>/ alone",
             )
     classes = _folders(train)
     for name in _folders(test):
@@ -83,15 +89,36 @@ def read_image_folder(root: Path, size: int | None = None, grey: bool = False) -
     return Data(_read(train, classes, size, grey), _read(test, classes, size, grey), tuple(classes))
 
 
+def _split(root: Path, size: int | None, grey: bool, test_share: float) -> Data:
+    """Both parts of a folder that has not been split."""
+    classes = _folders(root)
+    train: dict[str, list[str]] = {}
+    test: dict[str, list[str]] = {}
+    for name in classes:
+        files = _visible(root / name)
+        count = max(1, round(test_share * len(files)))
+        if len(files) < 2 or count == len(files):
+            remedy = "add some, or remove the folder" if len(files) < 2 else "lower data.test_share"
+            raise DataError(
+                f"has {len(files)} pictures: too few to train and test", place=str(root / name), remedy=remedy
+            )
+        ranked = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file)).digest())
+        test[name], train[name] = sorted(ranked[:count]), sorted(ranked[count:])
+    return Data(_decoded(root, train, size, grey), _decoded(root, test, size, grey), tuple(classes))
+
+
 def _read(folder: Path, classes: list[str], size: int | None, grey: bool) -> Images:
-    """One part, decoded now if it is small enough."""
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        found = _visible(folder / name) if (folder / name).is_dir() else []
-        files += [folder / name / file for file in found]
-        labels += [label] * len(found)
-    if not files:
+    """One part that has a folder of its own."""
+    found = {name: _visible(folder / name) if (folder / name).is_dir() else [] for name in classes}
+    if not any(found.values()):
         raise DataError("there are no pictures", place=str(folder), remedy="put them into <class>/<file>")
+    return _decoded(folder, found, size, grey)
+
+
+def _decoded(folder: Path, names: dict[str, list[str]], size: int | None, grey: bool) -> Images:
+    """The pictures of those names, by class; decoded now if they are few enough."""
+    files = [folder / name / file for name, found in names.items() for file in found]
+    labels = [label for label, found in enumerate(names.values()) for _ in found]
     channels, height, width = decode(files[0], size, grey).shape
     pictures = Pictures(tuple(files), torch.tensor(labels), (channels, height, width), size, grey)
     if len(files) * channels * height * width > HELD_BYTES:

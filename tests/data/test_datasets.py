@@ -338,6 +338,42 @@ def test_image_folder_accepts_val_and_other_modes(folder):
         assert torch.equal(grey.train.pixels[-1, 0], torch.from_numpy(np.array(picture.convert("L"))))
 
 
+def test_image_folder_without_a_split(tmp_path):
+    """A fifth of each class, the same however often it is read; what is added moves at most what its rank displaces."""
+    root = tmp_path / "photos"
+    for label, (name, count) in enumerate({"ant": 10, "bee": 3, "cow": 2}.items()):
+        for i in range(count):
+            write_picture(root / name / f"{i}.png", seed=100 * label + i)
+    data = ImageFolder(root=str(root)).load()
+    assert data.classes == ("ant", "bee", "cow")
+    assert data.train.labels.tolist() == [0] * 8 + [1] * 2 + [2] and data.test.labels.tolist() == [0, 0, 1, 2]
+    every = {
+        100 * label + i: picture_tensor(seed=100 * label + i) for label, n in enumerate((10, 3, 2)) for i in range(n)
+    }
+
+    def seeds(images):
+        return [next(s for s, picture in every.items() if torch.equal(picture, pixels)) for pixels in images.pixels]
+
+    train, test = seeds(data.train), seeds(data.test)
+    assert sorted(train + test) == sorted(every) and [s // 100 for s in train] == data.train.labels.tolist()
+    again = ImageFolder(root=str(root)).load()
+    assert torch.equal(again.test.pixels, data.test.pixels)
+    half = ImageFolder(root=str(root), test_share=0.5).load()
+    assert len(half.test) == 5 + 2 + 1 and set(test) <= set(seeds(half.test))
+    write_picture(root / "ant" / "more.png", seed=50)
+    every[50] = picture_tensor(seed=50)
+    assert len({s for s in seeds(ImageFolder(root=str(root)).load().test)} & set(test)) >= 3
+
+
+def test_image_folder_too_small_to_split(tmp_path):
+    write_picture(tmp_path / "photos" / "ant" / "0.png")
+    with pytest.raises(DataError, match=r"photos/ant: has 1 pictures: too few .*; add some"):
+        ImageFolder(root=str(tmp_path / "photos")).load()
+    write_picture(tmp_path / "photos" / "ant" / "1.png")
+    with pytest.raises(DataError, match=r"photos/ant: has 2 pictures: .*; lower data\.test_share"):
+        ImageFolder(root=str(tmp_path / "photos"), test_share=0.9).load()
+
+
 def test_image_folder_of_different_sizes(folder):
     odd = folder / "train" / "bee" / "1.png"
     write_picture(odd, shape=(40, 80))
