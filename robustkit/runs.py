@@ -374,7 +374,7 @@ def _train_and_judge(
         for name, text in loaded.items():
             display.say(f"{name.capitalize()}: {text}")
         if preflight:
-            _preflight(parts, display)
+            _preflight(parts, folder, display)
         if world.rank == 0:
             note(folder, data=parts.data.copy, path=parts.path, **loaded)
     display.begin(recipe, folder, parts)
@@ -439,8 +439,11 @@ def _ready(parts: Parts) -> dict[str, str]:
     return {name: text for found in ready for name, text in found.items() if text}
 
 
-def _preflight(parts: Parts, display: RunDisplay) -> None:
-    """Says what is worth a word before training; raises UserError, in every process, where one found a failure."""
+def _preflight(parts: Parts, folder: Path, display: RunDisplay) -> None:
+    """Says what is worth a word before training, and keeps all of it in preflight.json.
+
+    Raises UserError, in every process, where one found a failure.
+    """
     from robustkit.evaluation.findings import worst
     from robustkit.evaluation.preflight import lines, preflight_run, refuse
 
@@ -451,6 +454,9 @@ def _preflight(parts: Parts, display: RunDisplay) -> None:
         raise UserError("another process refuses to begin", place="preflight", remedy="see what it says")
     for line in lines(findings):
         display.say(line)
+    if parts.world.rank == 0:
+        data = [finding.to_json() for finding in findings]
+        checkpoint.write_text(folder / "preflight.json", json.dumps(data, indent=2) + "\n")
 
 
 def _judge(folder: Path, parts: Parts, limits: Limits, display: RunDisplay) -> str:

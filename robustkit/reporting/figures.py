@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +18,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from robustkit.attacks.pgd import PGD
+from robustkit.core import checkpoint
 from robustkit.core.batch import Batch, Budget
 from robustkit.core.parts import Parts
 from robustkit.core.rng import whole
@@ -28,6 +32,8 @@ from robustkit.engine import Predictor
 from robustkit.objectives.inverse import InverseObjective
 
 EXAMPLES = 6
+STORED_PIXELS = 64
+"""Longer sides of examples are stored smaller."""
 ROWS_OF_RADII = 24
 """At most so many different radii are told apart; more are binned."""
 
@@ -49,7 +55,10 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(folder: Path, parts: Parts) -> list[Path]:
-    """Writes curves.png, epsilon.png (of an attacked training) and examples.png into `folder`/figures."""
+    """Writes curves.png, epsilon.png (of an attacked training) and examples.png into `folder`/figures.
+
+    What the examples show goes to examples.json in `folder`, too: pictures, predicted classes, probabilities.
+    """
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     reports: list[dict[str, Any]] = [json.loads(line) for line in lines]
@@ -59,12 +68,14 @@ def draw(folder: Path, parts: Parts) -> list[Path]:
             figures["curves"] = curves(reports, parts.best.get("epoch"))
             if parts.recipe.attack is not None:
                 figures["epsilon"] = radii(reports)
-        figures["examples"] = examples(parts)
+        batch, shown = _examples(parts)
+        figures["examples"] = examples(parts, batch, shown)
         target = folder / "figures"
         target.mkdir(exist_ok=True)
         paths = [target / f"{name}.png" for name in figures]
         for path, figure in zip(paths, figures.values(), strict=True):
             figure.savefig(path)
+    checkpoint.write_text(folder / "examples.json", json.dumps(_stored(parts, batch, shown)) + "\n")
     return paths
 
 
@@ -154,12 +165,44 @@ class _Row:
     probabilities: Tensor | None = None
 
 
-def examples(parts: Parts) -> Figure:
+def _examples(parts: Parts) -> tuple[Batch, list[_Row]]:
     """Test images: natural, perturbation, adversarial (PGD-20), inverse adversarial; what the model makes of each."""
     batch = make_batch(parts.data.test, varied(parts.data.test.labels), device=parts.world.device)
     predict = Predictor(parts.final, parts.world.device)
     with torch.no_grad(), predict.using("eval") as forward:
-        shown = _example_rows(parts, forward, batch)
+        return batch, _example_rows(parts, forward, batch)
+
+
+def _stored(parts: Parts, batch: Batch, shown: Sequence[_Row]) -> dict[str, Any]:
+    """The examples as JSON data."""
+    rows = []
+    for row in shown:
+        pictures: list[dict[str, Any]] = [{"image": _png(image)} for image in row.images]
+        if row.probabilities is not None:
+            for picture, probabilities, label in zip(pictures, row.probabilities, batch.y.tolist(), strict=True):
+                picture["predicted"] = parts.data.classes[int(probabilities.argmax())]
+                picture["probability"] = float(probabilities[label])
+        rows.append({"label": row.label, "pictures": pictures})
+    threat = parts.recipe.threat
+    true = [parts.data.classes[label] for label in batch.y.tolist()]
+    return {"true": true, "norm": threat.norm, "epsilon": threat.epsilon, "rows": rows}
+
+
+def _png(image: Tensor) -> str:
+    """An image (C, H, W) as a PNG file in base 64; of channel counts other than 3 the first, in grey."""
+    pixels = image.detach().float().cpu()[None, : 3 if len(image) == 3 else 1]
+    longest = max(pixels.shape[2:])
+    if longest > STORED_PIXELS:
+        size = [max(1, side * STORED_PIXELS // longest) for side in pixels.shape[2:]]
+        pixels = nn.functional.interpolate(pixels, size=size, mode="area")
+    values = (255 * pixels[0]).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy()
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, format="PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def examples(parts: Parts, batch: Batch, shown: Sequence[_Row]) -> Figure:
+    """The examples as a picture."""
     count = len(batch.y)
     figure = new_figure(1.0 + 1.35 * count, 0.5 + 1.6 * len(shown))
     grid = figure.subplots(len(shown), count, squeeze=False)
