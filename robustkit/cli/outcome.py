@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_TIME
+from robustkit.core.errors import UserError
 
 if TYPE_CHECKING:
     from robustkit.runs import Outcome, RunDisplay
@@ -44,6 +45,8 @@ def report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     if not speaks():
         return code
     show_results(outcome, arguments)
+    done = outcome.stopped in ("", "collapse")
+    page = _page(outcome.folder) if done else None
     if getattr(arguments, "quiet", False) and not words:
         return code
     if words and outcome.stopped != "collapse":
@@ -56,9 +59,22 @@ def report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     say(f"Results           {outcome.folder / 'results.json'}")
     if figures:
         say(f"Figures           {outcome.folder / 'figures'} ({', '.join(figures)})")
+    if page is not None:
+        say(f"Report            {page} (a page for a browser)")
     folder = shlex.quote(str(outcome.folder))
     say(f"Go on with        robustkit eval {folder} --again, robustkit compare {folder} OTHER")
     return code
+
+
+def _page(folder: Path) -> Path | None:
+    """The run's report; where it cannot be written, a line: all that counts is done by now."""
+    from robustkit.reporting.report import read_runs, write_report
+
+    try:
+        return write_report(read_runs([str(folder)]))
+    except (UserError, OSError) as error:
+        say(f"No report: {error}")
+        return None
 
 
 def exit_code(outcome: Outcome) -> int:

@@ -1,7 +1,11 @@
-"""Draw a figure of a paper (UIAT, CVPR 2023; ECAS, BMVC 2023) from finished runs, and give its data.
+"""Make a page of one or several runs, to read in a browser: verdict, curves, composition, cost, commands.
 
-What it has to measure is kept in figures.json of the runs: drawing again costs nothing, and a figure that was killed or
-interrupted goes on where it was, with the same command.
+It is one file that needs no network, made of what the runs' folders hold: nothing is trained or attacked for it, and
+unfinished runs have one, too. What is not there takes a line that says which command makes it.
+
+With --figure, draw a figure of a paper (UIAT, CVPR 2023; ECAS, BMVC 2023) from finished runs instead, and give its
+data. What it has to measure is kept in figures.json of the runs: drawing again costs nothing, and a figure that was
+killed or interrupted goes on where it was, with the same command.
 """
 
 from __future__ import annotations
@@ -16,19 +20,22 @@ from robustkit.core.errors import UserError
 from robustkit.reporting.paper import FIGURES, figure_named, make
 
 EXAMPLES = """\
+  robustkit report runs/uiat_rn18-1 runs/pgd_at_rn18-1 --out beside.html
   robustkit report runs/trades_rn18-1 runs/uiat_oneoff_rn18-1 --figure strength --images 1000
   robustkit report runs/uiat_rn18-1 runs/uiat_rn18-2 runs/uiat_rn18-3 --figure sweep --setting loss.weight
   robustkit report runs/uiat_oneoff_rn18-1 runs/trades_rn18-1 --figure difference --attack autoattack --out fig5.pdf"""
 
 FORMATS = (".png", ".svg", ".pdf")
+PAGES = (".html", ".htm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     lines = [f"  {name:13}{entry.shows} ({entry.paper})" for name, entry in FIGURES.items()]
     parser.description = f"{parser.description}\nfigures:\n" + "\n".join(lines)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a finished run")
-    parser.add_argument("--figure", metavar="NAME", help="which one: see above")
-    parser.add_argument("--out", metavar="FILE", help=".png, .svg or .pdf (default: figures/NAME.png of the first run)")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a run; for figures, of a finished one")
+    parser.add_argument("--figure", metavar="NAME", help="draw this one instead: see above")
+    words = "in the first run's folder: report.html, comparison.html of several runs, figures/NAME.png"
+    parser.add_argument("--out", metavar="FILE", help=f".html; of a figure .png, .svg or .pdf (default: {words})")
     parser.add_argument("--data", metavar="FILE", help="where to write what the figure shows, as JSON")
     parser.add_argument(
         "--images",
@@ -42,13 +49,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of difference: the paper has autoattack, at some hundred times the cost of pgd-20 (default: pgd-20)",
     )
     parser.add_argument("--setting", metavar="PATH", help="of sweep: loss.weight, ... (default: the one that differs)")
-    parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="which one (default: last)")
+    parser.add_argument("--checkpoint", choices=("last", "best"), help="for a figure (default: last)")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_device(parser)
     add_json(parser)
 
 
 def execute(arguments: argparse.Namespace) -> int:
+    return _page(arguments) if arguments.figure is None else _figure(arguments)
+
+
+def _page(arguments: argparse.Namespace) -> int:
+    for option in ("data", "images", "attack", "setting", "checkpoint", "device"):
+        if getattr(arguments, option) is not None:
+            remedy = "leave it out, or name a --figure"
+            raise UserError("means nothing without --figure", place=f"--{option}", remedy=remedy)
+    out = None if arguments.out is None else Path(arguments.out)
+    if out is not None and out.suffix.lower() not in PAGES:
+        remedy = "name a file .html, or a --figure"
+        raise UserError(f"cannot write a page as '{out.suffix}'", place=str(out), remedy=remedy)
+    from robustkit.reporting.report import read_runs, to_data, write_report
+
+    runs = read_runs(arguments.runs)
+    written = write_report(runs, out)
+    print(json.dumps({"page": str(written), "runs": to_data(runs)}, indent=2) if arguments.json else written)
+    return 0
+
+
+def _figure(arguments: argparse.Namespace) -> int:
     name, options = _wanted(arguments)
     out = Path(arguments.out or Path(arguments.runs[0], "figures", f"{name}.png"))
     if out.suffix.lower() not in FORMATS:
@@ -61,7 +89,7 @@ def execute(arguments: argparse.Namespace) -> int:
     try:
         runs = open_runs(
             arguments.runs,
-            checkpoint=arguments.checkpoint,
+            checkpoint=arguments.checkpoint or "last",
             images=arguments.images,
             device=arguments.device,
             display=display,
@@ -88,9 +116,6 @@ def _wanted(arguments: argparse.Namespace) -> tuple[str, dict[str, str]]:
     Raises:
         UserError: there is no such figure, or it takes no such option.
     """
-    if arguments.figure is None:
-        known = ", ".join(f"{name} ({entry.shows})" for name, entry in FIGURES.items())
-        raise UserError("a figure must be named", place="--figure", remedy=f"there are {known}")
     takes = figure_named(arguments.figure).takes
     given = {option: getattr(arguments, option) for option in ("images", "attack", "setting")}
     given = {option: value for option, value in given.items() if value is not None}

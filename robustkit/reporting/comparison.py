@@ -21,6 +21,12 @@ from robustkit.runs import recipe_of
 ABSENT = "-"
 
 Basis = Literal["same images", "different images", "seeds"]
+BASES: dict[Basis, str] = {
+    "same images": "One seed each: the test is about these two networks on these images, not about the methods.",
+    "different images": "No p: no outcomes of the same images are at hand; intervals take the two as independent.",
+    "seeds": "Means over seeds, by Welch's t. One seed on a side, or no spread at all, resolves nothing.",
+}
+"""What a reader should know of each."""
 
 
 @attrs.frozen
@@ -135,7 +141,7 @@ def differing(items: Sequence[Item]) -> dict[str, list[Any]]:
     return {path: values for path, values in table.items() if any(value != values[0] for value in values)}
 
 
-def _worth_a_row(path: str, found: dict[str, list[Any]]) -> bool:
+def worth_a_row(path: str, found: dict[str, list[Any]]) -> bool:
     """False for a setting of a part that the other recipes do not have at all: the part's own row says so."""
     values = found[path]
     present = [value for value in values if value != ABSENT]
@@ -256,7 +262,7 @@ def print_comparison(console: Console, items: Sequence[Item]) -> None:
     found = differing(items)
     if found:
         table = plain_table("Setting", *names, title="Settings that differ")
-        for path in (path for path in found if _worth_a_row(path, found)):
+        for path in (path for path in found if worth_a_row(path, found)):
             values = found[path]
             table.add_row(path, *(formats.setting(path.rpartition(".")[2], value) for value in values))
         console.print(table)
@@ -306,13 +312,8 @@ def _print_differences(console: Console, found: Sequence[Difference]) -> None:
         )
         said = runs
     console.print(table)
-    notes = {
-        "same images": "One seed each: the test is about these two networks on these images, not about the methods.",
-        "different images": "No p: no outcomes of the same images are at hand; intervals take the two as independent.",
-        "seeds": "Means over seeds, by Welch's t. One seed on a side, or no spread at all, resolves nothing.",
-    }
     for basis in dict.fromkeys(d.basis for d in found):
-        console.print(notes[basis], style="dim")
+        console.print(BASES[basis], style="dim")
 
 
 def _interval(shares: Interval) -> str:
