@@ -11,7 +11,20 @@ import sys
 import traceback
 
 import robustkit
-from robustkit.cli import audit, bench, compare, evaluate, export, listing, predict, report, resume, run, show
+from robustkit.cli import (
+    audit,
+    bench,
+    compare,
+    evaluate,
+    export,
+    listing,
+    new,
+    predict,
+    report,
+    resume,
+    run,
+    show,
+)
 from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_MISTAKE, Parser
 from robustkit.core.errors import UserError
 from robustkit.core.registry import hint
@@ -28,6 +41,7 @@ COMMANDS = {
     "report": report,
     "export": export,
     "bench": bench,
+    "new": new,
 }
 
 EXAMPLES = """\
