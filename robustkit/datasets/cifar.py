@@ -12,6 +12,7 @@ from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 from robustkit.data.augment import Augment, Augmentation, Padding, augmentation
 from robustkit.data.images import Data, InMemory, first_per_class
+from robustkit.datasets.location import Sought
 from robustkit.datasets.published import load_published
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -41,6 +42,10 @@ class Cifar10:
     def facts(self) -> tuple[tuple[int, int, int], int]:
         return (3, 32, 32), 10
 
+    @property
+    def sought(self) -> Sought:
+        return Sought(self.root, "ROBUSTKIT_CIFAR10_DIR", ("cifar-10-batches-py",))
+
     def load(self) -> Data:
         """Images (N, 3, 32, 32)."""
         from torchvision.datasets import CIFAR10
@@ -48,9 +53,7 @@ class Cifar10:
         data = load_published(
             "CIFAR-10",
             lambda folder, download: _read(CIFAR10, folder, download),
-            root=self.root,
-            variable="ROBUSTKIT_CIFAR10_DIR",
-            files=(CIFAR10.base_folder,),
+            self.sought,
             download=self.download,
             facts=self.facts,
         )
@@ -86,6 +89,10 @@ class Cifar100:
     def facts(self) -> tuple[tuple[int, int, int], int]:
         return (3, 32, 32), 100
 
+    @property
+    def sought(self) -> Sought:
+        return Sought(self.root, "ROBUSTKIT_CIFAR100_DIR", ("cifar-100-python",))
+
     def load(self) -> Data:
         """Images (N, 3, 32, 32)."""
         from torchvision.datasets import CIFAR100
@@ -93,9 +100,7 @@ class Cifar100:
         data = load_published(
             "CIFAR-100",
             lambda folder, download: _read(CIFAR100, folder, download),
-            root=self.root,
-            variable="ROBUSTKIT_CIFAR100_DIR",
-            files=(CIFAR100.base_folder,),
+            self.sought,
             download=self.download,
             facts=self.facts,
         )

@@ -4,9 +4,36 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
+
+SHARED = "ROBUSTKIT_DATA_DIR"
+"""The variable that names a folder for all data sets that have none of their own."""
+
+
+class Sought(NamedTuple):
+    """What is looked for, and where: `files` in `root`, else where `variable` says.
+
+    With `or_folder`, an image folder there will do, too.
+    """
+
+    root: str | None = None
+    variable: str | None = None
+    files: tuple[str, ...] = ()
+    or_folder: bool = True
+
+    @property
+    def folder(self) -> Path:
+        return locate(self.root, self.variable)
+
+    def form(self) -> str | None:
+        """In which form it is there, or None."""
+        folder = self.folder
+        if self.files and all((folder / file).exists() for file in self.files):
+            return "the original files"
+        return "an image folder" if self.or_folder and (folder / "train").is_dir() else None
 
 
 def locate(root: str | None, variable: str | None = None) -> Path:
     """`root`, else what the environment says (`variable`, else ROBUSTKIT_DATA_DIR), else ./data. It need not exist."""
     named = os.environ.get(variable) if variable else None
-    return Path(root or named or os.environ.get("ROBUSTKIT_DATA_DIR") or "data").expanduser()
+    return Path(root or named or os.environ.get(SHARED) or "data").expanduser()

@@ -12,31 +12,29 @@ import attrs
 from robustkit.core.errors import DataError
 from robustkit.data.images import Data, describe
 from robustkit.datasets.image_folder import read_image_folder
-from robustkit.datasets.location import locate
+from robustkit.datasets.location import Sought
 
 
 def load_published(
     title: str,
     read: Callable[[Path, bool], Data],
+    sought: Sought,
     *,
-    root: str | None,
-    variable: str,
-    files: tuple[str, ...],
     download: bool,
     facts: tuple[tuple[int, int, int], int],
 ) -> Data:
-    """`read(folder, download)` where all of torchvision's `files` lie, else an image folder, else a download.
+    """`read(folder, download)` where all of torchvision's files lie, else an image folder, else a download.
 
     Raises:
         DataError: the data are neither there nor to be had, are damaged, or are not what `facts` says.
     """
-    folder = locate(root, variable)
-    looked = f"{' and '.join(files)}, or train/ and test/, in {folder.resolve()}"
-    elsewhere = f"set data.root or {variable} to a folder that holds them"
-    if all((folder / file).exists() for file in files):
-        data = _attempt(read, folder, False, f"{title} in {folder} is damaged", f"delete {' and '.join(files)} there")
-    elif (folder / "train").is_dir():
-        data = attrs.evolve(read_image_folder(folder), copy="an image folder")
+    folder, form, files = sought.folder, sought.form(), " and ".join(sought.files)
+    looked = f"{files}{', or train/ and test/,' if sought.or_folder else ''} in {folder.resolve()}"
+    elsewhere = f"set data.root or {sought.variable} to a folder that holds them"
+    if form == "the original files":
+        data = _attempt(read, folder, False, f"{title} in {folder} is damaged", f"delete {files} there")
+    elif form is not None:
+        data = attrs.evolve(read_image_folder(folder), copy=form)
     elif download:
         data = _attempt(read, folder, True, f"{title} is not there (no {looked}) and cannot be downloaded", elsewhere)
     else:

@@ -10,6 +10,7 @@ from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 from robustkit.data.augment import Augment, Augmentation, Padding, augmentation
 from robustkit.data.images import Data, InMemory
+from robustkit.datasets.location import Sought
 from robustkit.datasets.published import load_published
 
 
@@ -36,6 +37,10 @@ class SVHN:
     def facts(self) -> tuple[tuple[int, int, int], int]:
         return (3, 32, 32), 10
 
+    @property
+    def sought(self) -> Sought:
+        return Sought(self.root, "ROBUSTKIT_SVHN_DIR", ("train_32x32.mat", "test_32x32.mat"))
+
     def load(self) -> Data:
         """Images (N, 3, 32, 32); class k is digit k."""
         from torchvision import datasets
@@ -50,9 +55,7 @@ class SVHN:
         return load_published(
             "SVHN",
             read,
-            root=self.root,
-            variable="ROBUSTKIT_SVHN_DIR",
-            files=("train_32x32.mat", "test_32x32.mat"),
+            self.sought,
             download=self.download,
             facts=self.facts,
         )
