@@ -1,4 +1,4 @@
-"""Contract checks for strategies, built-in or your own: an AssertionError says in a sentence what is wrong.
+"""Contract checks for strategies, built-in or your own: an AssertionError says what is wrong; what to do.
 
     from robustkit.testing import check
 
@@ -12,14 +12,19 @@ for your own tests. `tiny_recipe(attack=MyAttack())` composes it into a recipe t
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import os
+import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any, cast, get_args
+from unittest.mock import patch
 
 import attrs
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +38,7 @@ from robustkit.core.spec import digest, evolve, from_json, to_json, walk
 from robustkit.core.strategy import (
     Attack,
     Dataset,
+    EpsilonRuntime,
     EpsilonSchedule,
     Head,
     LossRuntime,
@@ -46,6 +52,7 @@ from robustkit.core.strategy import (
     Scene,
     Schedule,
     TargetDistribution,
+    TargetRuntime,
     ThreatModel,
     WeightAverage,
     WeightPerturbation,
@@ -70,6 +77,9 @@ PROTOCOLS: dict[str, Any] = {
     "measure": Measure,
 }
 """Kind -> its protocol."""
+
+RUNTIMES: dict[str, Any] = {"epsilon": EpsilonRuntime, "target": TargetRuntime, "loss": LossRuntime}
+"""Kind -> the protocol of what does the work: the spec itself where it has no `build`."""
 
 BATCH, CLASSES, WIDTH, EPOCHS, STEPS = 6, 4, 8, 4, 2
 SHAPE = (3, 8, 8)
@@ -124,6 +134,24 @@ def tiny_recipe(**parts: Any) -> Recipe:
     if given["loss"].needs_target and "target" not in given:
         given["target"] = registry("target").get("natural")()
     return rehearsed(Recipe(**given))
+
+
+# What to do about the commonest faults.
+
+_INSIDE = "forward inside `with predict.using(mode) as predict:`"
+_LEAVE = {
+    "the mode": _INSIDE,
+    "track_running_stats": _INSIDE,
+    "the buffer": f'{_INSIDE}, in "eval" mode, or have a setting `mode` that says "train"',
+    "the gradient": "differentiate with torch.autograd.grad(value, images), not with backward()",
+    "requires_grad": "differentiate with torch.autograd.grad(value, images), which needs no switch",
+    "the weight": "work on a copy",
+}
+"""About what was changed, by the beginning of its name."""
+
+_DRAW = "draw from the generator that is given (`generator`, `scene.generator(purpose)`) and from nothing else"
+_KEEP = "keep what is remembered in buffers (register_buffer), and draw from scene.generator(purpose) alone"
+_CHARGE = "let `passes` say what is forwarded and differentiated, no more and no less"
 
 
 # The stage: everything a strategy may look at, small.
@@ -270,6 +298,28 @@ class _Draws(Generator):
 
 
 @contextmanager
+def _elsewhere() -> Iterator[None]:
+    """As in another process on another machine: its name and number, and everybody's own randomness, are others."""
+    python, arrays = random.getstate(), np.random.get_state()
+    host = {"RANK": "1", "LOCAL_RANK": "1", "HOSTNAME": "elsewhere"}
+    names = ("socket.gethostname", "platform.node")
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(patch.dict(os.environ, host))
+        stack.enter_context(patch("os.getpid", return_value=1))
+        for name in names:
+            stack.enter_context(patch(name, return_value="elsewhere"))
+        torch.seed()
+        random.seed()
+        np.random.seed()
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
+
+
+@contextmanager
 def _left_as_found(model: RobustModel, who: str, *, statistics: bool = True) -> Iterator[None]:
     """The model's modes, weights, gradients (and statistics) are the same afterwards, also after a `_Stop`."""
 
@@ -293,7 +343,8 @@ def _left_as_found(model: RobustModel, who: str, *, statistics: bool = True) -> 
     finally:
         after = seen()
         for what, was in before.items():
-            assert _same(was, after[what]), f"{who} changed {what}"
+            remedy = next(words for start, words in _LEAVE.items() if what.startswith(start))
+            assert _same(was, after[what]), f"{who} changed {what}; {remedy}"
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -346,7 +397,11 @@ def check_spec(strategy: Any) -> None:
     missing = [name for name in _members(PROTOCOLS[kind]) if not hasattr(strategy, name)]
     if hasattr(strategy, "build") and "__call__" in missing:  # what it builds is called
         missing.remove("__call__")
-    assert not missing, f"{who} is registered as {kind}, but has no {', '.join(missing)}"
+    remedy = f"see core.strategy.{PROTOCOLS[kind].__name__}"
+    assert not missing, f"{who} is registered as {kind}, but has no {', '.join(missing)}; {remedy}"
+    _check_signatures(strategy, PROTOCOLS[kind])
+    if not hasattr(strategy, "build"):
+        _check_signatures(strategy, RUNTIMES.get(kind, PROTOCOLS[kind]))
     for field in fields:
         try:
             setattr(strategy, field.name, getattr(strategy, field.name))
@@ -366,6 +421,24 @@ def check_spec(strategy: Any) -> None:
 def _members(protocol: Any) -> list[str]:
     names = [name for name, value in vars(protocol).items() if not name.startswith("_") and value is not None]
     return [*names, "__call__"] if "__call__" in vars(protocol) else names
+
+
+def _check_signatures(strategy: Any, protocol: Any) -> None:
+    """Each of its methods can be called as the protocol's is: in that order, keyword-only ones by name."""
+    for name, function in vars(protocol).items():
+        if not inspect.isfunction(function) or (name.startswith("_") and name != "__call__"):
+            continue
+        if not hasattr(strategy, name):  # what it builds has it
+            continue
+        _, *wanted = inspect.signature(function).parameters.values()
+        keywords = {p.name: p.default for p in wanted if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        own = inspect.signature(getattr(strategy, name))
+        try:
+            own.bind(*(p.name for p in wanted if p.name not in keywords), **keywords)
+        except TypeError as error:
+            takes, asked = (", ".join(parameters) for parameters in (own.parameters, [p.name for p in wanted]))
+            fault = f"{type(strategy).__name__}.{name} is called with ({asked}), but takes ({takes})"
+            raise AssertionError(f"{fault}; see core.strategy.{protocol.__name__}") from error
 
 
 # Threat models.
@@ -392,7 +465,11 @@ def check_threat(threat: ThreatModel) -> None:
     assert torch.allclose(size, expected, rtol=1e-4), f"{who}.size is not the {threat.norm} norm"
 
     whole = Part(0, BATCH, BATCH)
+    inside = x.clone()
     draws = [threat.random(x, epsilon, Generator(seed, whole, x.device)) for seed in (1, 1, 2)]
+    with _elsewhere():
+        draws[1] = threat.random(x, epsilon, Generator(1, whole, x.device))
+    assert torch.equal(inside, x), f"{who}.random changes its argument; work on a copy"
     _in_ball(draws[0], x, threat, epsilon, f"{who}.random")
     _differ(draws, who + ".random", drew=True)
     parts = [Part(0, 4, BATCH), Part(4, BATCH, BATCH)]
@@ -402,18 +479,19 @@ def check_threat(threat: ThreatModel) -> None:
         "generator.normal(x), in the shape of all images of the call"
     )
 
-    inside = x.clone()
     projected = threat.project(x + far, x, epsilon)
     _in_ball(projected, x, threat, epsilon, f"{who}.project")
     assert torch.allclose(threat.project(inside, x, epsilon), x, atol=1e-6), f"{who}.project moves the image itself"
     again = threat.project(projected, x, epsilon)
     assert torch.allclose(again, projected, atol=1e-5), f"{who}.project moves images that are inside already"
-    assert torch.equal(inside, x), f"{who}.project changes its argument"
+    assert torch.equal(inside, x), f"{who}.project changes its argument; work on a copy"
 
     up = far.clone()
     up[2] = 0
     direction = threat.ascend(up)
-    assert _same(up[2], torch.zeros_like(up[2])) and torch.equal(up[0], far[0]), f"{who}.ascend changes its argument"
+    assert _same(up[2], torch.zeros_like(up[2])) and torch.equal(up[0], far[0]), (
+        f"{who}.ascend changes its argument; work on a copy"
+    )
     assert bool((direction[2] == 0).all()), f"{who}.ascend must be zero where the gradient is zero"
     others = torch.arange(BATCH) != 2
     lengths = threat.size(direction)[others]
@@ -427,23 +505,25 @@ def _in_ball(x_adv: Tensor, x: Tensor, threat: ThreatModel, radius: Tensor, who:
     sizes = threat.size(x_adv - x)
     excess = sizes - radius
     assert bool((excess <= 1e-5 + 1e-4 * radius).all()), (
-        f"{who} left the ball: {threat.norm} distances {_list(sizes)} for radii {_list(radius)}"
+        f"{who} left the ball: {threat.norm} distances {_list(sizes)} for radii {_list(radius)}; bring images back "
+        "into the ball of their own radius (an attack: by threat.project)"
     )
 
 
 def _images(images: Tensor, like: Tensor, who: str) -> None:
-    assert isinstance(images, Tensor), f"{who} must give a tensor, gave {type(images).__name__}"
-    assert images.shape == like.shape, f"{who} must give {tuple(like.shape)}, gave {tuple(images.shape)}"
-    assert images.dtype == like.dtype, f"{who} must give {like.dtype}, gave {images.dtype}"
-    assert not images.requires_grad, f"{who} must give detached images"
+    remedy = "give an image for each of `x`, of its shape and type"
+    assert isinstance(images, Tensor), f"{who} must give a tensor, gave {type(images).__name__}; {remedy}"
+    assert images.shape == like.shape, f"{who} must give {tuple(like.shape)}, gave {tuple(images.shape)}; {remedy}"
+    assert images.dtype == like.dtype, f"{who} must give {like.dtype}, gave {images.dtype}; {remedy}"
+    assert not images.requires_grad, f"{who} must give detached images; give images.detach()"
     assert bool(images.isfinite().all()), f"{who} gave numbers that are not finite"
     low, high = images.min().item(), images.max().item()
-    assert low >= 0 and high <= 1, f"{who} left the box [0, 1]: pixels range from {low:g} to {high:g}"
+    assert low >= 0 and high <= 1, f"{who} left the box [0, 1]: pixels range from {low:g} to {high:g}; clamp last"
 
 
 def _differ(three: Sequence[Tensor], who: str, *, drew: bool) -> None:
     """Results under seeds a, a, b."""
-    assert torch.equal(three[0], three[1]), f"{who} gives different results under the same seed"
+    assert torch.equal(three[0], three[1]), f"{who} gives different results under the same seed; {_DRAW}"
     if drew:
         assert not torch.equal(three[0], three[2]), f"{who} draws, but gives the same under another seed"
 
@@ -500,10 +580,12 @@ def _check_attack(attack: Attack, stage: _Stage) -> None:
             with _left_as_found(stage.model, f"{who} with {words}", statistics=tracked):
                 first, generator = call(budget, seed=1)
         _in_ball(first, x, ball, attack.reach * ball.epsilon / threat.epsilon * epsilon, f"{who} with {words}")
-        second, third = call(budget, seed=1)[0], call(budget, seed=2)[0]
+        with _elsewhere():
+            second = call(budget, seed=1)[0]
+        third = call(budget, seed=2)[0]
         _differ([first, second, third], f"{who} with {words}", drew=generator.drew)
     for was, tensor, name in zip(before, (x, y, epsilon, steps), ("x", "y", "epsilon", "steps"), strict=True):
-        assert torch.equal(was, tensor), f"{who} changes its argument {name}"
+        assert torch.equal(was, tensor), f"{who} changes its argument {name}; work on a copy"
 
     plain = budgets["a radius for each image"]
     watched = stage.predict()
@@ -512,9 +594,9 @@ def _check_attack(attack: Attack, stage: _Stage) -> None:
         result, _ = call(plain, seed=1, predict=watched)
     declared, counted = attack.passes(stage.progress()), count.per_batch(BATCH)
     if getattr(attack, "stops_early", False):
-        assert declared.units >= counted.units, f"{who} declares at most {declared}, but makes {counted}"
+        assert declared.units >= counted.units, f"{who} declares at most {declared}, but makes {counted}; {_CHARGE}"
     else:
-        assert declared == counted, f"{who} declares {declared}, but makes {counted}"
+        assert declared == counted, f"{who} declares {declared}, but makes {counted}; {_CHARGE}"
     with torch.no_grad():
         assert torch.equal(call(plain, seed=1)[0], result), f"{who} gives something else under torch.no_grad()"
     for number in {0, watched.calls // 2, watched.calls - 1} if watched.calls else set():
@@ -563,7 +645,8 @@ def check_objective(objective: Objective) -> None:
         images = stage.adversarial(batch).requires_grad_()
         output = predict(images)
         values = objective(output, batch.y, reference)
-    assert values.shape == (BATCH,), f"{who} must give (B,), gave {tuple(values.shape)}"
+    remedy = "give a number for each image, no mean or sum"
+    assert values.shape == (BATCH,), f"{who} must give (B,), gave {tuple(values.shape)}; {remedy}"
     assert bool(values.isfinite().all()), f"{who} gave numbers that are not finite"
     (gradient,) = torch.autograd.grad(values[1], images)
     assert bool((gradient[torch.arange(BATCH) != 1] == 0).all()), f"{who}: an image's value depends on other images"
@@ -600,15 +683,27 @@ def _check_epsilon(schedule: EpsilonSchedule) -> None:
             torch.random.fork_rng(devices=[]),
         ):
             torch.seed()
-            budget: Budget = runtime(stage.scene(step))
+            scene = stage.scene(step)
+            arguments = [tensor.clone() for tensor in scene.batch]
+            budget: Budget = runtime(scene)
+        for was, tensor, name in zip(arguments, scene.batch, Batch._fields, strict=True):
+            assert torch.equal(was, tensor), f"{who} changes the batch's {name}; work on a copy"
         declared, counted = schedule.passes(stage.progress(step)), count.per_batch(BATCH)
-        assert declared == counted, f"{who} declares {declared}, but makes {counted}"
+        assert declared == counted, f"{who} declares {declared}, but makes {counted}; {_CHARGE}"
         _check_budget(budget, schedule, who)
         stage.model.load_state_dict(weights)
-        again: Budget = other(stage.scene(step))
+        with _elsewhere():
+            again: Budget = other(stage.scene(step))
         for name, was, now in zip(Budget._fields, budget, again, strict=True):
-            assert _same(was, now), f"{who}: {name} is another after the state went through a checkpoint"
-        assert _same_state(_state(runtime), _state(other)), f"{who}: its state is another after a checkpoint"
+            assert _same(was, now), f"{who}: {name} is another after the state went through a checkpoint; {_KEEP}"
+        if hasattr(runtime, "observe"):
+            x_adv = stage.adversarial(scene.batch, step)
+            with torch.no_grad():
+                outputs = {"adversarial": stage.model(x_adv)}
+            stage.model.load_state_dict(weights)
+            for one in (runtime, other):
+                one.observe(Record(scene.batch, scene.progress, budget, x_adv, outputs, None, {}))
+        assert _same_state(_state(runtime), _state(other)), f"{who}: its state is another after a checkpoint; {_KEEP}"
 
 
 def _check_budget(budget: Budget, schedule: EpsilonSchedule, who: str) -> None:
@@ -617,7 +712,8 @@ def _check_budget(budget: Budget, schedule: EpsilonSchedule, who: str) -> None:
         if values is None:
             continue
         wanted = torch.int64 if name == "steps" else torch.float32
-        assert values.shape == (BATCH,), f"{who}: {name} must be (B,), is {tuple(values.shape)}"
+        remedy = "give a number for each image, such as x.new_full((len(x),), radius)"
+        assert values.shape == (BATCH,), f"{who}: {name} must be (B,), is {tuple(values.shape)}; {remedy}"
         assert values.dtype == wanted, f"{who}: {name} must be {wanted}, is {values.dtype}"
         assert values.device.type == "cpu", f"{who}: {name} is on {values.device}, the images are on the CPU"
         assert not values.requires_grad, f"{who}: {name} must be detached"
@@ -671,24 +767,31 @@ def _check_target(target: TargetDistribution) -> None:
         before = _state(runtime)
         with _left_as_found(stage.model, who, statistics=tracked):
             runtime.prepare(scene, budget, x_adv, advance=False)
-        assert _same_state(before, _state(runtime)), f"{who}: prepare(advance=False) changes its state"
+        assert _same_state(before, _state(runtime)), (
+            f"{who}: prepare(advance=False) changes its state; let it look, not move"
+        )
         stage.model.load_state_dict(weights)
 
         with count_passes(stage.model) as count:
             rows, images = _target_rows(runtime, target, stage, scene, budget, x_adv, who, tracked=tracked)
         declared, counted = target.passes(progress), count.per_batch(BATCH)
-        assert declared == counted, f"{who} declares {declared} in epoch {progress.epoch}, but makes {counted}"
-        assert rows.shape == (BATCH, CLASSES), f"{who} must give (B, K), gave {tuple(rows.shape)}"
-        assert rows.dtype == torch.float32, f"{who} must give float32, gave {rows.dtype}"
-        assert bool((rows >= 0).all()), f"{who} gave negative probabilities"
+        assert declared == counted, (
+            f"{who} declares {declared} in epoch {progress.epoch}, but makes {counted}; {_CHARGE}"
+        )
+        remedy = "give a row of probabilities for each image, such as logits.softmax(dim=1)"
+        assert rows.shape == (BATCH, CLASSES), f"{who} must give (B, K), gave {tuple(rows.shape)}; {remedy}"
+        assert rows.dtype == torch.float32, f"{who} must give float32, gave {rows.dtype}; {remedy}"
+        assert bool((rows >= 0).all()), f"{who} gave negative probabilities; {remedy}"
         sums = rows.sum(dim=1)
-        assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5), f"{who}: rows sum to {_list(sums)}"
+        assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5), f"{who}: rows sum to {_list(sums)}; {remedy}"
         if images is not None:
             _images(images, batch.x, f"{who}.prepare")
 
         stage.model.load_state_dict(weights)
-        again, _ = _target_rows(other, target, stage, scene, budget, x_adv, who, tracked=tracked)
-        assert torch.equal(rows, again), f"{who} gives another target after its state went through a checkpoint"
+        with _elsewhere():
+            again, _ = _target_rows(other, target, stage, scene, budget, x_adv, who, tracked=tracked)
+        fault = f"{who} gives another target after its state went through a checkpoint"
+        assert torch.equal(rows, again), f"{fault}; {_KEEP}"
         with torch.no_grad():
             output = stage.model(batch.x)
             record = Record(batch, progress, budget, x_adv, {"adversarial": output}, rows, {})
@@ -713,8 +816,8 @@ def _target_rows(
     with _left_as_found(stage.model, who, statistics=tracked), torch.random.fork_rng(devices=[]):
         torch.seed()
         images: Tensor | None = runtime.prepare(scene, budget, x_adv)
-    assert torch.equal(arguments[0], scene.batch.x), f"{who}.prepare changes the images"
-    assert torch.equal(arguments[1], x_adv), f"{who}.prepare changes the adversarial images"
+    assert torch.equal(arguments[0], scene.batch.x), f"{who}.prepare changes the images; work on a copy"
+    assert torch.equal(arguments[1], x_adv), f"{who}.prepare changes the adversarial images; work on a copy"
     output: Output | None = None
     prepared = _state(runtime)
     with torch.no_grad():
@@ -723,7 +826,7 @@ def _target_rows(
                 output = predict(images)
         rows: Tensor = runtime(output, scene.batch, scene.progress)
         twice: Tensor = runtime(output, scene.batch, scene.progress)
-    assert torch.equal(rows, twice), f"{who}: asked twice, it gives two targets"
+    assert torch.equal(rows, twice), f"{who}: asked twice, it gives two targets; {_DRAW}"
     assert _same_state(prepared, _state(runtime)), f"{who}: giving the target changes its state; do that in observe"
     return rows, images
 
@@ -742,7 +845,9 @@ def check_head(head: Head) -> None:
         twin = head.build(WIDTH, CLASSES)
         torch.manual_seed(1)
         other = head.build(WIDTH, CLASSES)
-    assert _same_state(_state(module), _state(twin)), f"{who}.build does not draw from torch's seeded generator alone"
+    assert _same_state(_state(module), _state(twin)), (
+        f"{who}.build does not draw from torch's seeded generator alone; initialise by torch.nn.init"
+    )
     generator = torch.Generator().manual_seed(2)
     features = torch.rand(BATCH, WIDTH, generator=generator).requires_grad_()
     y = torch.arange(BATCH) % CLASSES
@@ -752,8 +857,9 @@ def check_head(head: Head) -> None:
         assert isinstance(output, Output), f"{who} must give an Output, gave {type(output).__name__}"
         for name, shape in shapes.items():
             value = getattr(output, name)
-            assert value.shape == shape, f"{who}: {name} must be {shape}, is {tuple(value.shape)}"
-            assert value.dtype == torch.float32, f"{who}: {name} must be float32, is {value.dtype}"
+            remedy = "see core.batch.Output for its fields"
+            assert value.shape == shape, f"{who}: {name} must be {shape}, is {tuple(value.shape)}; {remedy}"
+            assert value.dtype == torch.float32, f"{who}: {name} must be float32, is {value.dtype}; {remedy}"
             assert bool(value.isfinite().all()), f"{who}: {name} is not finite"
     assert torch.equal(plain.logits, plain.margined), f"{who}: the margin applies although no label was given"
     assert torch.equal(plain.logits, labelled.logits), f"{who}: logits depend on the label; put margins in `margined`"
@@ -809,9 +915,22 @@ def check_loss(loss: OuterLoss) -> None:
     batch, progress = stage.batch(), stage.progress()
     x_adv, budget = stage.adversarial(batch), Budget(stage.epsilon(batch), weight=torch.ones(BATCH))
     stage.model.train()
+    again: Prepared | None = None
+    if not isinstance(runtime, nn.Module):
+        weights = deepcopy(stage.model.state_dict())
+        with _elsewhere():
+            again = runtime.prepare(stage.scene(), budget, x_adv.clone())
+        stage.model.load_state_dict(weights)
     with count_passes(stage.model) as count:
         with _left_as_found(stage.model, f"{who}.prepare", statistics=_mode(loss) != "train"):
-            prepared: Prepared = runtime.prepare(stage.scene(), budget, x_adv)
+            scene = stage.scene()
+            arguments = [scene.batch.x.clone(), x_adv.clone()]
+            prepared: Prepared = runtime.prepare(scene, budget, x_adv)
+        for was, tensor in zip(arguments, (scene.batch.x, x_adv), strict=True):
+            assert torch.equal(was, tensor), f"{who}.prepare changes its images; work on a copy"
+        if again is not None:
+            for first, second in ((prepared.views, again.views), (prepared.extras, again.extras)):
+                assert _same_state(first, second), f"{who}.prepare gives something else when asked again; {_DRAW}"
         assert prepared.views, f"{who}.prepare names no images to forward"
         for name, images in prepared.views.items():
             assert images.shape == batch.x.shape, f"{who}: view '{name}' has shape {tuple(images.shape)}"
@@ -833,25 +952,28 @@ def check_loss(loss: OuterLoss) -> None:
             terms: dict[str, Tensor] = runtime(outputs, target, batch, extras, progress)
             assert terms, f"{who} gives no terms"
             for name, term in terms.items():
-                assert isinstance(term, Tensor) and term.ndim == 0, f"{who}: the term '{name}' must be a scalar tensor"
+                assert isinstance(term, Tensor) and term.ndim == 0, (
+                    f"{who}: the term '{name}' must be a scalar tensor; give the mean over the batch"
+                )
                 assert bool(term.isfinite()), f"{who}: the term '{name}' is {term.item()}"
-            again = runtime(outputs, target, batch, extras, progress)
-            assert all(_same(term, again[name]) for name, term in terms.items()), (
+            with _elsewhere():
+                twice = runtime(outputs, target, batch, extras, progress)
+            assert all(_same(term, twice[name]) for name, term in terms.items()), (
                 f"{who}: two calls give two values; it is called twice in a step that perturbs weights"
             )
         assert _same_state(state, _state(runtime)), f"{who}: calling it changes its state; do that in observe"
         weight = stage.model.backbone.layers[0].weight  # type: ignore[union-attr, index]
         objective = torch.stack(list(terms.values())).sum()
-        assert objective.requires_grad, f"{who}: no term has a gradient"
+        assert objective.requires_grad, f"{who}: no term has a gradient; do not detach the outputs"
         (gradient,) = torch.autograd.grad(objective, weight)
         assert bool(gradient.isfinite().all()) and bool((gradient != 0).any()), f"{who}: no gradient for the weights"
     declared, counted = loss.passes(progress), count.per_batch(BATCH)
     if hasattr(loss, "preparation"):
         declared += loss.preparation(progress)
     if isinstance(runtime, nn.Module) and list(runtime.parameters()):  # a companion's passes cannot be seen here
-        assert declared.units >= counted.units, f"{who} declares {declared}, but makes {counted}"
+        assert declared.units >= counted.units, f"{who} declares {declared}, but makes {counted}; {_CHARGE}"
     else:
-        assert declared == counted, f"{who} declares {declared}, but makes {counted}"
+        assert declared == counted, f"{who} declares {declared}, but makes {counted}; {_CHARGE}"
     if not isinstance(runtime, nn.Module):
         whole = {name: term.item() for name, term in terms.items()}
         sums = dict.fromkeys(whole, 0.0)
@@ -864,7 +986,8 @@ def check_loss(loss: OuterLoss) -> None:
                 sums[name] += term.item() * len(part.y) / BATCH
         for name, value in whole.items():
             assert math.isclose(value, sums[name], rel_tol=1e-4, abs_tol=1e-6), (
-                f"{who}: the term '{name}' is no mean over the batch: {value:g} at once, {sums[name]:g} in two pieces"
+                f"{who}: the term '{name}' is no mean over the batch: {value:g} at once, {sums[name]:g} in two pieces; "
+                "reduce by the mean over all images of the call"
             )
 
 
@@ -876,12 +999,18 @@ def check_weights(weights: WeightPerturbation) -> None:
     check_spec(weights)
     who = _name(weights)
     for step in range(0, EPOCHS * STEPS, STEPS):
+        seen = []
         for inside in ("nothing", "a step", "an error"):
             stage = _Stage.set()
-            _check_displaced(weights, stage, step, inside, f"{who} around {inside}")
+            with _elsewhere():
+                seen.append(_check_displaced(weights, stage, step, inside, f"{who} around {inside}"))
+        assert _same_state(seen[0], seen[1]) and _same_state(seen[0], seen[2]), (
+            f"{who}: three equal steps have three displacements; seed what is drawn by progress.step alone"
+        )
 
 
-def _check_displaced(weights: WeightPerturbation, stage: _Stage, step: int, inside: str, who: str) -> None:
+def _check_displaced(weights: WeightPerturbation, stage: _Stage, step: int, inside: str, who: str) -> dict[str, Tensor]:
+    """The weights inside."""
     batch, progress, model = stage.batch(step), stage.progress(step), stage.model
     model.train()
     asked = 0
@@ -898,6 +1027,7 @@ def _check_displaced(weights: WeightPerturbation, stage: _Stage, step: int, insi
     held = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
     try:
         with weights.displaced(model, gradients, progress):
+            displaced = {name: p.detach().clone() for name, p in model.named_parameters()}
             if inside == "a step":
                 with torch.no_grad():
                     for parameter in model.parameters():
@@ -910,7 +1040,9 @@ def _check_displaced(weights: WeightPerturbation, stage: _Stage, step: int, insi
         assert inside != "an error", f"{who} hides the error"
     kept = 0.125 if inside == "a step" else 0.0
     for name, parameter in model.named_parameters():
-        assert torch.allclose(parameter, before[name] + kept, rtol=1e-5, atol=1e-6), f"{who} leaves {name} elsewhere"
+        assert torch.allclose(parameter, before[name] + kept, rtol=1e-5, atol=1e-6), (
+            f"{who} leaves {name} elsewhere; take back in `finally:` what was added, and keep a step made inside"
+        )
         assert _same(parameter.grad, held[name]), f"{who} changes the gradient of {name}"
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, buffers[name]), f"{who} changes the buffer {name}"
@@ -918,7 +1050,8 @@ def _check_displaced(weights: WeightPerturbation, stage: _Stage, step: int, insi
     pure = Passes(forward=1, parameter_backward=1)
     declared = weights.passes(progress, pure)
     counted = sum([pure] * asked, Passes())
-    assert declared == counted, f"{who} declares {declared}, but makes {counted}"
+    assert declared == counted, f"{who} declares {declared}, but makes {counted}; {_CHARGE}"
+    return displaced
 
 
 def check_average(average: WeightAverage) -> None:
@@ -938,7 +1071,9 @@ def check_schedule(schedule: Schedule) -> None:
         for step in sorted({0, 1, epochs * steps // 2, epochs * steps - 1} & set(range(epochs * steps))):
             progress = Progress.at(step, epochs, steps)
             rates = schedule(progress)
-            assert rates == schedule(progress), f"{who}: asked twice, it gives two rates; it may not keep a state"
+            assert rates == schedule(progress), (
+                f"{who}: asked twice, it gives two rates; let it depend on progress alone"
+            )
             assert math.isfinite(rates.lr_scale) and rates.lr_scale >= 0, f"{who}: lr_scale {rates.lr_scale}"
             momentum = rates.momentum
             assert momentum is None or 0 <= momentum < 1, f"{who}: momentum {momentum}"
