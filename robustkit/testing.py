@@ -686,8 +686,8 @@ def _check_epsilon(schedule: EpsilonSchedule) -> None:
             scene = stage.scene(step)
             arguments = [tensor.clone() for tensor in scene.batch]
             budget: Budget = runtime(scene)
-        for was, tensor, name in zip(arguments, scene.batch, Batch._fields, strict=True):
-            assert torch.equal(was, tensor), f"{who} changes the batch's {name}; work on a copy"
+        for field, before, after in zip(Batch._fields, arguments, scene.batch, strict=True):
+            assert torch.equal(before, after), f"{who} changes the batch's {field}; work on a copy"
         declared, counted = schedule.passes(stage.progress(step)), count.per_batch(BATCH)
         assert declared == counted, f"{who} declares {declared}, but makes {counted}; {_CHARGE}"
         _check_budget(budget, schedule, who)

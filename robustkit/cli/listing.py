@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
+from collections import Counter
 
 from robustkit.cli.options import add_json
+from robustkit.core.registry import Entry
 
 EXAMPLES = """\
   robustkit list
   robustkit list attack
   robustkit list backbone --json
   robustkit list recipes/uiat_table1.py"""
+
+
+NARROW = 72
+"""On fewer columns a list reads better than a table."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,13 +40,27 @@ def execute(arguments: argparse.Namespace) -> int:
     from robustkit.reporting.tables import plain_table
 
     console = consoles.results()
-    table = plain_table("Kind", "Name", "Description", "Origin")
-    for entry in entries:
-        table.add_row(*entry)
-    console.print(table)
+    if console.width < NARROW:
+        for entry in entries:
+            console.print(f"{entry.kind} {entry.name} ({entry.origin})", style="bold", soft_wrap=True)
+            text = textwrap.fill(entry.description, console.width, initial_indent="  ", subsequent_indent="  ")
+            console.print(text, soft_wrap=True)
+    else:
+        table = plain_table("Kind", "Name", "Description", "Origin")
+        for entry in entries:
+            table.add_row(*entry, style=None if _is_ours(entry) else "bold")
+        console.print(table)
+    plugins = Counter(entry.origin for entry in entries if not _is_ours(entry))
+    if plugins:
+        told = ", ".join(f"{origin} ({count})" for origin, count in sorted(plugins.items()))
+        console.print(f"From plugins: {told}. See robustkit doctor --plugin PACKAGE.")
     if any(entry.kind == "backbone" for entry in entries):
         console.print("Every other timm model name is a backbone, too.")
     return 0
+
+
+def _is_ours(entry: Entry) -> bool:
+    return entry.origin.split()[0] == "robustkit"
 
 
 def _recipes(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """`robustkit COMMAND ...`: finds the command, runs it, and turns its failures into one line and an exit code.
 
-0: done. 1: training or the machine failed, or an audit found failures. 2: the user's mistake. 75: out of the given
-time. 130: interrupted.
+0: done. 1: training or the machine failed, or audit or doctor found something wrong. 2: the user's mistake. 75: out of
+the given time. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from robustkit.cli import (
     audit,
     bench,
     compare,
+    completion,
     evaluate,
     export,
     listing,
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
     debug = "--debug" in words
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of downloads are no text for a log
     try:
         return _dispatch(words)
     except SystemExit as done:  # argparse: help, version, a wrong argument
@@ -77,14 +80,18 @@ def _dispatch(words: list[str]) -> int:
         parser = Parser(prog=f"robustkit {words[0]}", description=command.__doc__ or "", examples=command.EXAMPLES)
         command.add_arguments(parser)
         parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-        code: int = command.execute(parser.parse_intermixed_args(words[1:]))
+        code: int = command.execute(parser.parse(words[1:]))
         return code
     overview = _overview()
     if not words:
         overview.print_help(sys.stderr)
         return EXIT_MISTAKE
     if words[0].startswith("-"):
-        overview.parse_args(words[:1])
+        shell = overview.parse(words).print_completion
+        if shell is None:
+            overview.error("a command is missing")
+        print(completion.script(shell, COMMANDS))
+        return 0
     overview.error(f"unknown command '{words[0]}', {hint(words[0], COMMANDS)}")
 
 
@@ -95,6 +102,8 @@ def _overview() -> Parser:
     parser = Parser(prog="robustkit", description=description, examples=EXAMPLES)
     parser.usage = "robustkit COMMAND ..., or robustkit COMMAND --help"
     parser.add_argument("--version", action="version", version=f"robustkit {robustkit.__version__}")
+    words = f"print a script that completes commands and options in {', '.join(completion.SHELLS)}"
+    parser.add_argument("--print-completion", metavar="SHELL", choices=completion.SHELLS, help=words)
     return parser
 
 

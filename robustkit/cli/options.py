@@ -6,6 +6,8 @@ import argparse
 import re
 from typing import NoReturn
 
+from robustkit.core.registry import hint
+
 EXIT_FAILURE, EXIT_MISTAKE, EXIT_TIME, EXIT_INTERRUPT = 1, 2, 75, 130
 
 
@@ -20,6 +22,17 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+
+    def parse(self, words: list[str]) -> argparse.Namespace:
+        """What the words say; options may stand anywhere. A mistyped one is told its nearest."""
+        found, unknown = self.parse_known_intermixed_args(words)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            if word.startswith("-") and word.strip("-"):
+                known = [option for option in self._option_string_actions if option.startswith("--")]
+                self.error(f"unknown option '{word}', {hint(word, known)}")
+            self.error(f"unexpected argument '{word}'")
+        return found
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_MISTAKE, f"error: {message}; see `{self.prog} --help`\n")

@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.metadata import Distribution, EntryPoint, EntryPoints, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -148,7 +148,7 @@ def _points(kind: str) -> tuple[EntryPoint, ...]:
 
 
 @cache
-def _announced() -> EntryPoints:
+def _announced() -> Any:
     """What all installed packages announce, to whomever: reading it takes longer than all else of `robustkit list`."""
     return entry_points()
 
