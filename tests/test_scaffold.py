@@ -102,7 +102,7 @@ def test_they_are_lint_clean_and_hold_no_trace_of_the_template(tmp_path: Path) -
 def test_refuses(kind: str, name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if name == "nfgsm":
         pytest.importorskip("robustkit_nfgsm")
-    assert main(["new", "--into", str(tmp_path), "--", kind, name]) == 2
+    assert main(["new", kind, name, "--into", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.splitlines()) == 1
     assert said in captured.err and captured.err.startswith("error: ")

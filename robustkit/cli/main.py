@@ -16,6 +16,7 @@ from robustkit.cli import (
     bench,
     compare,
     completion,
+    doctor,
     evaluate,
     export,
     listing,
@@ -43,6 +44,7 @@ COMMANDS = {
     "export": export,
     "bench": bench,
     "new": new,
+    "doctor": doctor,
 }
 
 EXAMPLES = """\
