@@ -208,6 +208,16 @@ def test_what_is_wrong_is_not_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcomes(DEEPFOOL, model, x, 1 - y, L2()) == [False] * 6 and seen == [3]
 
 
+def test_examples_are_what_broke_the_model_or_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mirrored, every image is wrong, at twice its distance from the boundary: 0.5, 0.6, 0.7, 0.8, 0.9 and 1."""
+    model, x, _, _ = linear_case("L2")
+    y = torch.tensor([0, 1, 0, 0, 0, 0])  # of these the second is wrong as it is
+    found_as(monkeypatch, lambda images: 1 - images)
+    with judging(model, L2(epsilon=0.75), x) as subject:
+        ((name, images),) = CARLINI_WAGNER.examples(subject, Slice(x, y), 0)
+    assert name == "cw" and torch.equal(images, torch.cat([1 - x[:1], x[1:2], 1 - x[2:3], x[3:]]))
+
+
 # What is missing
 
 

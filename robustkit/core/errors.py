@@ -26,5 +26,9 @@ class DataError(UserError):
     """Data are missing, or are not what the recipe says."""
 
 
+class LibraryError(UserError):
+    """A library that is not always installed is missing, or cannot be imported."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is truncated, foreign, or belongs to another recipe."""

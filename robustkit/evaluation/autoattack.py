@@ -51,10 +51,22 @@ class AutoAttack:
 
     def outcomes(self, subject: Subject, part: Slice, seed: int, before: Outcomes | None = None) -> Iterator[Outcomes]:
         """The breakdown is accuracy after each sub-attack; what the package warns of becomes notes."""
+        for outcomes, _ in self._stages(subject, part, seed, before):
+            yield outcomes
+
+    def examples(self, subject: Subject, part: Slice, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """Images (B, C, H, W) after each sub-attack, by its name: those broken so far, the others as they are."""
+        for outcomes, images in self._stages(subject, part, seed, None):
+            yield next(reversed(outcomes.breakdown), self.key), images
+
+    def _stages(
+        self, subject: Subject, part: Slice, seed: int, before: Outcomes | None
+    ) -> Iterator[tuple[Outcomes, Tensor]]:
+        """What is found, and the images as they were broken since `before`."""
         logits, (x, y, _) = subject.logits, part
         output = logits(x if before is None else x[:1])
         classes = output.shape[1]
-        right = is_right(output, y) if before is None else before.right.clone()
+        made, right = x, is_right(output, y) if before is None else before.right.clone()
         breakdown = {} if before is None else dict(before.breakdown)
         notes = [] if before is None else list(before.notes)
         with _contained(x.device) as heard:
@@ -82,12 +94,12 @@ class AutoAttack:
                         "they count as not broken by it"
                     )
                 notes += _worded(heard)
-                right = right.clone()
-                right[left] = ~proven
+                made, right = made.clone(), right.clone()
+                made[left[proven]], right[left] = x_adv[proven], ~proven
             breakdown[name] = int(right.sum()) / len(right)
-            yield Outcomes(right, dict(breakdown), tuple(dict.fromkeys(notes)))
+            yield Outcomes(right, dict(breakdown), tuple(dict.fromkeys(notes))), made
         if not parts:
-            yield Outcomes(right, {}, tuple(dict.fromkeys(notes)))
+            yield Outcomes(right, {}, tuple(dict.fromkeys(notes))), made
 
     def passes(self, norm: str, classes: int) -> Passes:
         """Of all sub-attacks but the first only those images that are still right.

@@ -97,6 +97,11 @@ class Detection:
             fates[stage] = {"defence success": defence_success(became)} | became
             yield Outcomes(right, dict(breakdown), (note,), dict(fates))
 
+    def examples(self, subject: Subject, part: Slice, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """The images (B, C, H, W) of each stage: of those that an attack did not break, its first attempt."""
+        for stage, attempt in self._stages(subject, part, derive(seed, self.key, part.number)):
+            yield stage, attempt.images
+
     def _stages(self, subject: Subject, part: Slice, seed: int) -> Iterator[tuple[str, Attempt]]:
         yield "natural", self._tried(subject, part.x, part.y)
         plain = self._attacked(subject, part, self.objective, None, self._starts(subject, part, seed, "attack"))

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from robustkit.core.batch import Passes
-from robustkit.core.errors import UserError
+from robustkit.core.errors import LibraryError, UserError
 from robustkit.core.registry import registry
 from robustkit.core.rng import derive
 from robustkit.core.spec import setting, spec
@@ -53,8 +54,16 @@ class MinimumNorm:
         return self
 
     def outcomes(self, subject: Subject, part: Slice, seed: int, before: Outcomes | None = None) -> Iterator[Outcomes]:
+        yield Outcomes(self._searched(subject, part, seed)[1])
+
+    def examples(self, subject: Subject, part: Slice, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """Once, by its key: images (B, C, H, W), those broken as they were broken and the others as they are."""
+        yield self.key, self._searched(subject, part, seed)[0]
+
+    def _searched(self, subject: Subject, part: Slice, seed: int) -> tuple[Tensor, Tensor]:
+        """The images, and (B,) bool, whether they are right still."""
         attack, threat = self._in(subject.threat), subject.threat
-        right = is_right(subject.logits(part.x), part.y)
+        made, right = part.x.clone(), is_right(subject.logits(part.x), part.y)
         left = right.nonzero().squeeze(1)
         if len(left):
             images, labels = part.x[left].contiguous(), part.y[left]
@@ -64,8 +73,9 @@ class MinimumNorm:
                 found, _, _ = attack(model, images, foolbox.criteria.Misclassification(labels), epsilons=None)
             x_adv = found.detach().clamp(0, 1)
             near = threat.size(x_adv - images) <= threat.epsilon
-            right[left] = is_right(subject.logits(x_adv), labels) | ~near
-        yield Outcomes(right)
+            broken = near & ~is_right(subject.logits(x_adv), labels)
+            made[left[broken]], right[left] = x_adv[broken], ~broken
+        return made, right
 
     def passes(self, norm: str, classes: int) -> Passes:
         """At most: DeepFool ends once all images of a slice are wrong, which most are after a few steps."""
@@ -105,7 +115,7 @@ def _foolbox() -> Any:
         there = getattr(error, "name", None) != "foolbox"
         fault = f"cannot be imported: {str(error).splitlines()[0]}" if there else "is not installed"
         remedy = "pip install foolbox, or robustkit with that extra: pip install 'robustkit[foolbox]'"
-        raise UserError(f"{fault}: DeepFool, C&W and DDN are its", place="foolbox", remedy=remedy) from error
+        raise LibraryError(f"{fault}: DeepFool, C&W and DDN are its", place="foolbox", remedy=remedy) from error
     return foolbox
 
 
