@@ -7,10 +7,13 @@ import math
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,11 +27,12 @@ from robustkit.cli.main import main
 from robustkit.cli.options import Parser
 from robustkit.datasets import Digits, Synthetic
 from robustkit.epsilons import ECAS
-from robustkit.evaluation import PGD_20, Attacked, Clean, fixed_part, wilson
+from robustkit.evaluation import PGD_20, Attacked, Clean, Detection, MinimumNorm, fixed_part, wilson
 from robustkit.evaluation.evaluate import News
+from robustkit.evaluation.suites import FAB
 from robustkit.losses import Align, CrossEntropy
-from robustkit.reporting.paper import FIGURES, make, strength
-from robustkit.reporting.paper.finished import FinishedRun, open_runs
+from robustkit.reporting.paper import FIGURES, budgets, features, iterations, make, strength
+from robustkit.reporting.paper.finished import FinishedRun, Judged, open_runs
 from robustkit.reporting.paper.inverse import STEPS
 from robustkit.runs import Silent
 from robustkit.schedules import Constant
@@ -159,8 +163,6 @@ def test_a_point_is_the_number_that_eval_reports(few: Any, finished: Path) -> No
 
 def test_the_paper_s_strengths(few: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a run at 8/255: -8/255 to 16/255 in steps of 2/255, each in steps of a quarter."""
-    from robustkit.reporting.paper.finished import Judged
-
     (opened,) = few("one")
     opened.recipe = evolve(opened.recipe, threat=Linf(epsilon=8 / 255))
     asked = []
@@ -354,6 +356,307 @@ def test_adjusted_radii_are_counted_by_entropy(
     assert [bar.get_y() + bar.get_height() for bar in bars[6:9]] == pytest.approx([100] * 3)
 
 
+@pytest.fixture
+def no_foolbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    """Measures and balls, instead of what would be found."""
+    heard: list[tuple[Any, Any]] = []
+
+    def judged(self: FinishedRun, measure: Any, threat: Any) -> Judged:
+        heard.append((measure, threat))
+        return Judged("same", "1" * 30 + "0" * 10)
+
+    monkeypatch.setattr(FinishedRun, "judged", judged)
+    return heard
+
+
+def test_budgets_of_several_runs(few: Any, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "SHARES", {"Linf": (0.0, 0.0625, 1.0), "L2": (0.0, 1.0)})
+    data, figure = make("budgets", few("one", "plain", images=20))
+    assert json.loads(json.dumps(data)) == data
+    linf, l2 = data["panels"]
+    assert (linf["norm"], linf["epsilon"], l2["norm"], l2["epsilon"]) == ("Linf", EPSILON, "L2", 0.5)
+    short, plain = Attacked(key="pgd-40", steps=40, step_size=EPSILON / 8), Attacked(key="pgd-40", steps=40)
+    points = {
+        "Linf": [(Clean(), Linf()), (short, Linf(epsilon=EPSILON / 16)), (plain, Linf(epsilon=EPSILON))],
+        "L2": [(Clean(), Linf()), (plain, L2(epsilon=0.5))],
+    }
+    for panel in data["panels"]:
+        assert [line["run"] for line in panel["lines"]] == ["one", "plain"]
+        for line in panel["lines"]:
+            right = [sum(right_of(finished / line["run"], *point, count=20)) for point in points[panel["norm"]]]
+            assert line["accuracies"] == [count / 20 for count in right] and line["n"] == 20
+            assert line["ci95"] == [list(wilson(count, 20)) for count in right]
+    assert len(figure.axes) == 2 and len(figure.legends[0].get_texts()) == 2
+
+
+def test_the_sheet_s_budgets(few: Any, asked: list[tuple[Any, Any]]) -> None:
+    """LDAT sheet 12: L-inf radii in steps of max(eps / 4, 1/255), L2 ones of eps / 4; AutoAttack at four of each."""
+    (opened,) = few("one")
+    opened.recipe = evolve(opened.recipe, threat=Linf(epsilon=8 / 255))
+    data, figure = make("budgets", [opened], attack="autoattack")
+    pgd = [(measure, ball) for measure, ball in asked if measure.key == "pgd-40"]
+    linf = [(round(255 * ball.epsilon, 6), measure) for measure, ball in pgd if ball.norm == "Linf"]
+    assert [radius for radius, _ in linf] == [1, 2, 4, 6, 8, 10, 12, 16, 24, 32]
+    for radius, measure in linf:
+        step = radius / 4 if measure.step_size is None else 255 * measure.step_size
+        assert measure.steps == 40 and step == pytest.approx(max(radius / 4, 1))
+    l2 = [(ball.epsilon, measure.step_size) for measure, ball in pgd if ball.norm == "L2"]
+    assert l2 == [(radius, None) for radius in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)]
+    verdicts = [(ball.norm, ball.epsilon) for measure, ball in asked if measure.key == "autoattack"]
+    assert verdicts == [*(("Linf", k / 255) for k in (4, 8, 12, 16)), *(("L2", r) for r in (0.25, 0.5, 0.75, 1.0))]
+    assert "AutoAttack" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert data["panels"][1]["autoattack"][0]["values"] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_the_norm_that_a_run_reports_in_sets_the_radii(few: Any, asked: list[tuple[Any, Any]]) -> None:
+    (opened,) = few("one")
+    suites = (*opened.recipe.evaluation, Suite(name="l2", threat=L2(epsilon=1.0), measures=(Clean(),)))
+    opened.recipe = evolve(opened.recipe, evaluation=suites)
+    panels = make("budgets", [opened])[0]["panels"]
+    assert [panel["epsilon"] for panel in panels] == [EPSILON, 1.0]
+    opened.recipe = evolve(opened.recipe, threat=L2(epsilon=0.25), evaluation=())
+    panels = make("budgets", [opened])[0]["panels"]
+    assert [panel["epsilon"] for panel in panels] == [8 / 255, 0.25]
+    opened.recipe = evolve(opened.recipe, threat=Linf(epsilon=0.5))
+    assert make("budgets", [opened])[0]["panels"][0]["lines"][0]["values"][-1] == 1.0  # all of a pixel's range
+
+
+def test_iterations_without_foolbox(
+    few: Any, runs: Path, no_foolbox: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(iterations, "ITERATIONS", (1, 20))
+    data, figure = make("iterations", few("one", "plain", images=20))
+    (panel,) = data["panels"]
+    assert (panel["attack"], panel["norm"], panel["epsilon"]) == ("PGD", "Linf", EPSILON)
+    for line in panel["lines"]:
+        right = [
+            right_of(runs / line["run"], attack, Linf(epsilon=EPSILON), 20)
+            for attack in (Attacked(key="pgd-1", steps=1), PGD_20)
+        ]
+        assert line["accuracies"] == [sum(found) / 20 for found in right] and line["values"] == [1, 20]
+    (lacking,) = data["missing"]
+    assert "C&W" in lacking and "robustkit[foolbox]" in lacking
+    assert figure.legends[0].get_title().get_text().replace("\n", " ") == lacking
+    words = ["report", str(runs / "one"), str(runs / "plain"), "--figure", "iterations", "--images", "20"]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert capsys.readouterr().err.strip().splitlines()[-1] == lacking
+
+
+def test_the_sheet_s_iterations(few: Any, asked: list[tuple[Any, Any]]) -> None:
+    (opened,) = few("one")
+    opened.recipe = evolve(opened.recipe, threat=Linf(epsilon=8 / 255))
+    data, figure = make("iterations", [opened])
+    steps = [1, 5, 10, 20, 40, 60, 80, 100, 200, 500]
+    pgd, cw = asked[:10], asked[10:]
+    assert [(m.key, m.steps, m.step_size, ball) for m, ball in pgd] == [
+        (f"pgd-{count}", count, None, Linf(epsilon=8 / 255)) for count in steps
+    ]
+    assert [(m.attack, m.steps, ball) for m, ball in cw] == [("cw", count, L2(epsilon=0.5)) for count in steps]
+    assert data["missing"] == [] and [axes.get_title() for axes in figure.axes] == ["PGD, Linf 8/255", "C&W, L2 0.5"]
+
+
+def test_bars_of_what_runs_report(few: Any, runs: Path) -> None:
+    data, figure = make("bars", few("one", "three", "again"))
+    assert data["measures"] == ["clean", "pgd-20"]  # the hardest that all have
+    for bar in data["bars"]:
+        results = json.loads((runs / bar["run"] / "results.json").read_text())["last"]
+        for key, entry in bar["results"].items():
+            assert entry == {name: results[key][name] for name in ("accuracy", "n", "ci95")}
+    widths = [patch.get_width() for patch in figure.axes[0].patches]
+    assert widths == [100 * bar["results"][key]["accuracy"] for key in data["measures"] for bar in data["bars"]]
+    for number, name in enumerate(("one", "three")):
+        path = runs / name / "results.json"
+        results = json.loads(path.read_text())
+        results["last"] |= {"pgd-40": results["last"]["pgd-1"], "autoattack": results["last"]["clean"]}
+        if number == 0:  # where not all have it, it is not shown
+            del results["last"]["autoattack"]
+        path.write_text(json.dumps(results))
+    assert make("bars", few("one", "three"))[0]["measures"] == ["clean", "pgd-40"]
+    assert make("bars", few("three"))[0]["measures"] == ["clean", "pgd-40", "autoattack"]
+
+
+def test_features(few: Any, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers anew, by sums over pairs; the vectors are those of the model's head."""
+    seen: list[tuple[Any, float]] = []
+
+    def embedded(vectors: Any, perplexity: float) -> Any:
+        seen.append((vectors, perplexity))
+        return np.arange(2.0 * len(vectors)).reshape(-1, 2)
+
+    monkeypatch.setattr(features, "embedded", embedded)
+    data, figure = make("features", few("one"))
+    (panel,), ((vectors, perplexity),) = data["panels"], seen
+    assert json.loads(json.dumps(data)) == data and vectors.shape == (80, 64)
+    assert perplexity == panel["perplexity"] == pytest.approx(79 / 3)
+    x, y = images_of(40)
+    order = y.argsort(stable=True)
+    assert panel["labels"] == y[order].tolist()
+    assert panel["natural"]["points"][0] == [0, 1] and panel["attacked"]["points"][0] == [80, 81]
+    network = robustkit.load(finished / "one").network
+    with torch.no_grad():
+        natural = network(x[order]).features
+        logits = [network.head(torch.tensor(part).float()).logits for part in np.split(vectors, 2)]
+    assert np.allclose(vectors[:40], natural.numpy(), atol=1e-5)
+    losses = [torch.nn.functional.cross_entropy(part, y[order], reduction="none") for part in logits]
+    assert bool((losses[1] > losses[0]).all())  # those of images that were attacked
+    labels = panel["labels"]
+    for part, kind in ((vectors[:40], "natural"), (vectors[40:], "attacked")):
+        assert panel[kind]["silhouette"] == pytest.approx(silhouette(part, labels), abs=1e-6)
+        pairs = [(i, j) for i in range(40) for j in range(40) if i != j]
+        within = [math.dist(part[i], part[j]) for i, j in pairs if labels[i] == labels[j]]
+        between = [math.dist(part[i], part[j]) for i, j in pairs if labels[i] != labels[j]]
+        ratio = (sum(within) / len(within)) / (sum(between) / len(between))
+        assert panel[kind]["within / between"] == pytest.approx(ratio)
+        if kind == "natural":
+            unit = sum(between) / len(between)
+    shift = sum(math.dist(vectors[i], vectors[40 + i]) for i in range(40)) / 40
+    assert panel["shift"] == pytest.approx(shift) and panel["relative shift"] == pytest.approx(shift / unit)
+    assert len(figure.axes[0].collections) == 2
+    monkeypatch.setattr(features, "PER_CLASS", 3)
+    labels = make("features", few("one", images=50))[0]["panels"][0]["labels"]
+    assert max(Counter(labels).values()) == 3 and labels == sorted(labels) and len(set(labels)) == 10
+    assert seen[-1][1] == (2 * len(labels) - 1) / 3
+    monkeypatch.setattr(features, "PER_CLASS", 100)
+    make("features", few("one", images=50))
+    assert seen[-1][1] == 30
+
+
+def silhouette(points: Any, labels: list[int]) -> float:
+    """Rousseeuw's (1987), as it is defined; 0 of a point that is alone in its class."""
+    values = []
+    for number, label in enumerate(labels):
+        to: dict[int, list[float]] = {}
+        for other, its in enumerate(labels):
+            if other != number:
+                to.setdefault(its, []).append(math.dist(points[number], points[other]))
+        if label not in to:
+            values.append(0.0)
+            continue
+        a = sum(to[label]) / len(to[label])
+        b = min(sum(found) / len(found) for its, found in to.items() if its != label)
+        values.append((b - a) / max(a, b))
+    return sum(values) / len(values)
+
+
+def test_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the sheet has it; equal vectors in, equal points out; what is far apart stays so."""
+    import sklearn.manifold
+
+    settings: list[dict[str, Any]] = []
+
+    class Heard(sklearn.manifold.TSNE):  # type: ignore[misc]
+        def __init__(self, **given: Any) -> None:
+            settings.append(given)
+            super().__init__(**given)
+
+    monkeypatch.setattr(sklearn.manifold, "TSNE", Heard)
+    vectors = np.random.default_rng(0).normal(size=(24, 5)) + 100 * np.repeat([0, 1], 12)[:, None]
+    first = features.embedded(vectors, 5.0)
+    assert np.array_equal(first, features.embedded(vectors, 5.0)) and first.shape == (24, 2)
+    assert settings[0] == {"perplexity": 5.0, "init": "pca", "random_state": 0}
+    nearest = [min((math.dist(p, q), j) for j, q in enumerate(first) if j != i)[1] for i, p in enumerate(first)]
+    assert all((i < 12) == (j < 12) for i, j in enumerate(nearest))
+
+
+@pytest.fixture
+def some_cw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of foolbox's attack one that turns every second image upside down."""
+
+    def examples(self: Any, subject: Any, part: Any, seed: int) -> Iterator[tuple[str, Tensor]]:
+        made = part.x.clone()
+        made[::2] = made[::2].flip(2)
+        yield self.key, made
+
+    monkeypatch.setattr(MinimumNorm, "examples", examples)
+
+
+def test_likelihoods_and_defence(few: Any, finished: Path, some_cw: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, figure = make("likelihoods", few("one"))
+    (row,) = data["rows"]
+    sets = {found["set"]: found for found in row["sets"]}
+    assert list(sets) == ["natural", "attack", "cw", "fab", "adaptive"] and data["missing"] == []
+    assert json.loads(json.dumps(data)) == data and row["classes"] == 10
+    x, y = images_of(40)
+    upside = x.clone()
+    upside[::2] = upside[::2].flip(2)
+    model = robustkit.load(finished / "one")
+    for name, images in (("natural", x), ("cw", upside)):
+        found = sets[name]
+        told = [(row.softmax(0).max().item(), int(row.argmax())) for row in model(images).detach()]
+        counted = Counter()
+        for side, wanted in (("right", True), ("wrong", False)):
+            scores = [score for (score, label), true in zip(told, y.tolist(), strict=True) if (label == true) == wanted]
+            assert found[side] == np.histogram(scores, bins=50, range=(0.1, 1))[0].tolist()
+            for score in scores:
+                counted[(side, "accepted" if score >= 0.6 else "rejected")] += 1
+        names = {
+            "classified": ("right", "accepted"),
+            "detected": ("wrong", "rejected"),
+            "falsely accepted": ("wrong", "accepted"),
+            "falsely rejected": ("right", "rejected"),
+        }
+        assert found["fates"] == {fate: counted[key] for fate, key in names.items()}
+    for axes, found in zip(figure.axes, row["sets"], strict=True):
+        assert sum(found["right"]) + sum(found["wrong"]) == found["n"] == 40
+        assert sum(bar.get_width() * bar.get_height() for bar in axes.patches) == pytest.approx(1)
+    settings: dict[str, Any] = {"threat": Linf(epsilon=EPSILON), "limit": 40, "batch_size": 64, "preflight": False}
+    results = evaluate(model, Digits().load().test, suite=[Detection(threshold=0.6), FAB], **settings)
+    for stage, shares in results["detection"].shares.items():
+        for fate, count in sets[stage]["fates"].items():
+            assert count / 40 == pytest.approx(shares[fate])
+    assert sum(sets["fab"]["right"]) / 40 == results["fab"].accuracy < sum(sets["natural"]["right"]) / 40
+
+    for name in ("load", "judge_slices", "opened"):  # the same sets: nothing is left to be measured
+        monkeypatch.delattr(f"robustkit.reporting.paper.finished.{name}")
+    assert make("likelihoods", few("one"))[0] == data
+    data, figure = make("defence", few("one"))
+    (panel,) = data["panels"]
+    assert [found["set"] for found in panel["sets"]] == list(sets)
+    for found in panel["sets"]:
+        fates = sets[found["set"]]["fates"]
+        defended, right = fates["classified"] + fates["detected"], sum(sets[found["set"]]["right"])
+        assert found["defence success"] == {"share": defended / 40, "ci95": list(wilson(defended, 40))}
+        assert found["accuracy"] == {"share": right / 40, "ci95": list(wilson(right, 40))}
+        assert sum(found["shares"].values()) == pytest.approx(1)
+    assert panel["false rejections"] == sets["natural"]["fates"]["falsely rejected"] / 40
+    stacks = figure.axes[0].patches[:4]
+    assert stacks[0].get_height() == 100 * panel["sets"][0]["accuracy"]["share"]
+    assert stacks[2].get_y() + stacks[2].get_height() == pytest.approx(
+        100 * panel["sets"][0]["defence success"]["share"]
+    )
+
+
+def test_sets_without_foolbox(few: Any, no_foolbox: None) -> None:
+    for name in ("likelihoods", "defence"):
+        data, figure = make(name, few("one", "one", images=6))
+        parts = data["rows" if name == "likelihoods" else "panels"]
+        assert [[found["set"] for found in part["sets"]] for part in parts] == [
+            ["natural", "attack", "fab", "adaptive"]
+        ] * 2
+        (lacking,) = data["missing"]  # once, of both runs
+        assert figure.legends[0].get_title().get_text().replace("\n", " ") == lacking
+
+
+def test_examples_of_a_measure_are_what_it_broke(few: Any) -> None:
+    from robustkit.core.strategy import Slice
+
+    (opened,) = few("one")
+    x, y = images_of(12)
+    with opened.opened(Linf(epsilon=EPSILON)) as (subject, _, _):
+        (outcomes,) = FAB.outcomes(subject, Slice(x, y), 0)
+        ((name, images),) = FAB.examples(subject, Slice(x, y), 0)
+        natural, right = (subject.logits(part).argmax(1) == y for part in (x, images))
+    assert name == "fab" and torch.equal(right, outcomes.right)
+    moved = (images != x).flatten(1).any(1)
+    assert torch.equal(moved, natural & ~right) and 0 < int(moved.sum()) < 12
+    assert float((images - x).abs().max()) <= EPSILON + 1e-5
+
+
 # Measuring once
 
 
@@ -402,8 +705,11 @@ def test_what_was_begun_goes_on(few: Any, runs: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_drawn(name: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    single = {"strength": ("one",), "universal": ("one",), "radii": ("cycled",)}
+def test_every_figure_is_drawn(
+    name: str, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(iterations, "ITERATIONS", (1, 5))
+    single = {"radii": ("cycled",)} | dict.fromkeys(("strength", "universal", "budgets", "likelihoods"), ("one",))
     paths = [str(runs / run) for run in single.get(name, ("one", "three"))]
     images = ["--images", "8"] if "images" in FIGURES[name].takes else []
     assert main(["report", *paths, "--figure", name, *images, "--quiet", "--device", "cpu"]) == 0
@@ -451,6 +757,9 @@ def test_unknown_figure_and_help(runs: Path, capsys: pytest.CaptureFixture[str])
         (["one", "three", "--figure", "difference", "--attack", "fgsm"], ["--attack", "autoattack"]),
         (["one", "three", "--figure", "sweep", "--attack", "pgd-20"], ["--attack", "means nothing to sweep"]),
         (["one", "--figure", "universal", "--images", "5"], ["--images", "means nothing to universal"]),
+        (["one", "--figure", "features", "--images", "1"], ["--images", "too few images: 1", "give more"]),
+        (["one", "--figure", "budgets", "--attack", "pgd-20"], ["--attack", "'pgd-20' cannot be added", "autoattack"]),
+        (["one", "--figure", "bars", "--images", "5"], ["--images", "means nothing to bars"]),
         (["nowhere", "--figure", "universal"], ["nowhere", "is not a run folder"]),
     ],
     ids=lambda value: " ".join(value),
@@ -475,11 +784,12 @@ def test_runs_that_do_not_fit(runs: Path, tmp_path: Path, capsys: pytest.Capture
     for folder, recipe in ((other, evolve(PLAIN, data=small)), (l2, evolve(PLAIN, data=small, threat=L2(epsilon=0.5)))):
         run(evolve(recipe, epochs=1, evaluation=()), out=folder, device="cpu", preflight=False)
     one = str(runs / "one")
-    for name in ("difference", "sweep"):
+    for name in ("difference", "sweep", "budgets", "iterations", "bars"):
         fails(capsys, ["report", one, other, "--figure", name], "other", "not on the data", "classes differ")
     fails(capsys, ["report", other, l2, "--figure", "difference"], "l2", "is judged in L2", "Linf")
     both = [other, l2, "--figure", "sweep", "--setting", "threat.epsilon"]
     fails(capsys, ["report", *both], "no clean and robust measure in common", "robustkit eval")
+    fails(capsys, ["report", other, "--figure", "bars"], "no clean and robust measure in common", "robustkit eval")
     assert main(["report", l2, "--figure", "strength", "--device", "cpu", "--quiet"]) == 0
 
 

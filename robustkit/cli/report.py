@@ -3,8 +3,8 @@
 It is one file that needs no network, made of what the runs' folders hold: nothing is trained or attacked for it, and
 unfinished runs have one, too. What is not there takes a line that says which command makes it.
 
-With --figure, draw a figure of a paper (UIAT, CVPR 2023; ECAS, BMVC 2023) from finished runs instead, and give its
-data. What it has to measure is kept in figures.json of the runs: drawing again costs nothing, and a figure that was
+With --figure, draw a figure of a paper (UIAT, CVPR 2023; ECAS, BMVC 2023; LDAT, CMC 2024) from finished runs instead,
+and give its data. What it has to measure is kept in figures.json of the runs: drawing again costs nothing, and a figure that was
 killed or interrupted goes on where it was, with the same command.
 """
 
@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attack",
         choices=("pgd-20", "autoattack"),
-        help="of difference: the paper has autoattack, at some hundred times the cost of pgd-20 (default: pgd-20)",
+        help="of difference: the paper has autoattack, at some hundred times the cost of pgd-20 (default: pgd-20); "
+        "of budgets: autoattack adds four points of it",
     )
     parser.add_argument("--setting", metavar="PATH", help="of sweep: loss.weight, ... (default: the one that differs)")
     parser.add_argument("--checkpoint", choices=("last", "best"), help="for a figure (default: last)")
@@ -96,6 +97,8 @@ def _figure(arguments: argparse.Namespace) -> int:
         )
         out.parent.mkdir(parents=True, exist_ok=True)  # before hours are spent on what could not be written
         data, figure = make(name, runs, **options)
+        for line in data.get("missing", ()):
+            display.say(line)
     except KeyboardInterrupt:
         display.end()
         say("Interrupted; the same command goes on where it was")

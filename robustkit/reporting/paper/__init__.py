@@ -1,4 +1,5 @@
-"""Figures of papers, of finished runs: of UIAT (Dong et al., CVPR 2023) and its supplement, and of ECAS (BMVC 2023).
+"""Figures of papers, of finished runs: of UIAT (Dong et al., CVPR 2023) and its supplement, ECAS (BMVC 2023), and LDAT
+(CMC 2024).
 
 One file for each: `collect(runs, ...)` gives its data, which are JSON, and `draw(data)` makes the picture of nothing
 else. What has to be measured is kept in figures.json of the run it was measured of, so that drawing again is free.
@@ -39,6 +40,14 @@ FIGURES = {
     "inverse": Entry("inverse perturbations and what they do to images", "UIAT, supplement", ("images",)),
     "universal": Entry("histogram of universal perturbations", "in no paper"),
     "radii": Entry("which radii ECAS adjusted, epoch by epoch", "ECAS, Fig. 2"),
+    "budgets": Entry(
+        "accuracy against the radius in L-inf and L2, runs together", "LDAT, Fig. 4", ("images", "attack")
+    ),
+    "iterations": Entry("accuracy against the attack's iterations, runs together", "LDAT, Fig. 5", ("images",)),
+    "bars": Entry("natural and robust accuracy of runs as bars", "LDAT, Fig. 6"),
+    "features": Entry("features of natural and attacked images, by t-SNE", "LDAT, Fig. 7", ("images",)),
+    "likelihoods": Entry("histograms of the detection score, by attack", "LDAT, Fig. 8", ("images",)),
+    "defence": Entry("what rejecting by that score is worth, by attack", "LDAT, Fig. 9", ("images",)),
 }
 """By name, which is the name of its file here."""
 
@@ -59,7 +68,7 @@ def make(name: str, runs: Sequence[FinishedRun], **options: Any) -> tuple[dict[s
 
     Args:
         runs: of `robustkit.reporting.paper.finished.open_runs`.
-        options: `attack` of "difference", `setting` of "sweep".
+        options: `attack` of "difference" and "budgets", `setting` of "sweep".
 
     Raises:
         UserError: there is no such figure, or a run lacks what it needs.

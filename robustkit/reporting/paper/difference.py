@@ -18,7 +18,7 @@ from robustkit.core.strategy import Measure, ThreatModel
 from robustkit.evaluation import PGD_20, AutoAttack, Clean
 from robustkit.evaluation.statistics import paired
 from robustkit.reporting.figures import BLUE, new_figure
-from robustkit.reporting.paper.finished import FinishedRun, on_the_same_data
+from robustkit.reporting.paper.finished import FinishedRun, on_the_same_data, on_the_same_images
 from robustkit.reporting.paper.panels import GREY, quarters_of, radius_in_words, radius_label, unit_of
 
 QUARTERS = range(1, 9)
@@ -59,9 +59,7 @@ def collect(runs: Sequence[FinishedRun], attack: str = "pgd-20") -> dict[str, An
 
 def _difference(first: FinishedRun, second: FinishedRun, measure: Measure, threat: ThreatModel) -> dict[str, Any]:
     one, two = (run.judged(measure, threat) for run in (first, second))
-    if one.images != two.images:
-        fault = f"is not judged on the test images of {first.folder}"
-        raise UserError(fault, place=str(second.folder), remedy="give runs on the same data")
+    on_the_same_images(first, one, second, two)
     n = len(one.right)
     shares = {"first": one.right.count("1") / n, "second": two.right.count("1") / n}
     pair = attrs.asdict(paired(one.right, two.right))

@@ -36,10 +36,14 @@ SEED = 0
 
 @attrs.frozen
 class Judged:
-    """Which test images a run got right: "1" for each that it did, and a fingerprint of the images in their order."""
+    """Which test images a run got right: "1" for each that it did, and a fingerprint of the images in their order.
+
+    `shares` are further shares of them, by stage, of measures that have some.
+    """
 
     images: str
     right: str
+    shares: dict[str, dict[str, float]] = attrs.field(factory=dict)
 
 
 @attrs.define(eq=False, slots=False)
@@ -70,6 +74,12 @@ class FinishedRun:
     def results(self) -> dict[str, Any]:
         """Of this checkpoint, in results.json: {key: {"accuracy", "n", "ci95", ...}}."""
         return dict(read_results(self.folder).get(self.checkpoint) or {})
+
+    def ball(self, usual: ThreatModel) -> ThreatModel:
+        """The ball of that norm that its results are reported in; `usual` where they are in none."""
+        suites = (suite.threat for suite in self.recipe.evaluation)
+        balls = (ball for ball in (self.recipe.threat, *suites) if ball is not None)
+        return next((ball for ball in balls if ball.norm == usual.norm), usual)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The reports of its epochs, as metrics.jsonl has them."""
@@ -110,12 +120,13 @@ class FinishedRun:
                     watch=lambda _, news: self.display.measuring(shown, key, news),
                 )
             assert result is not None  # nobody stops it
-            return {"threat": to_json(threat), "accuracy": result.accuracy} | result.outcomes_to_json()
+            shares = {"shares": result.shares} if result.shares else {}
+            return {"threat": to_json(threat), "accuracy": result.accuracy} | result.outcomes_to_json() | shares
 
         found = self.remember(measure.key, [to_json(measure), to_json(threat)], judge)
         for ledger in begun:
             ledger.remove()
-        return Judged(found["images"], found["right"])
+        return Judged(found["images"], found["right"], found.get("shares", {}))
 
     def remember(self, what: str, facts: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `make` gives, which is JSON; kept in figures.json for this checkpoint, these images and `facts`."""
@@ -161,6 +172,13 @@ def _refuse_unfinished(folder: Path, recipe: Recipe, last: dict[str, Any]) -> No
     if last["epoch"] < recipe.epochs and not recipe.validation.ended_by(last["best"]):
         fault = f"training is not finished: {last['epoch']} of {recipe.epochs} epochs are done"
         raise UserError(fault, place=str(folder), remedy=f"robustkit resume {folder}")
+
+
+def on_the_same_images(first: FinishedRun, one: Judged, second: FinishedRun, two: Judged) -> None:
+    """Raises UserError where what was found of two runs was not found on the same test images."""
+    if one.images != two.images:
+        fault = f"is not judged on the test images of {first.folder}"
+        raise UserError(fault, place=str(second.folder), remedy="give runs on the same data")
 
 
 def on_the_same_data(runs: Sequence[FinishedRun]) -> None:

@@ -17,9 +17,10 @@ from robustkit.core.errors import UserError
 from robustkit.core.registry import hint
 from robustkit.core.spec import canonical, flatten
 from robustkit.reporting import formats
-from robustkit.reporting.comparison import ABSENT, in_order
+from robustkit.reporting.comparison import ABSENT
 from robustkit.reporting.figures import BLUE, VERMILLION, new_figure
 from robustkit.reporting.paper.finished import FinishedRun, on_the_same_data
+from robustkit.reporting.paper.reported import common_attacks, entry_of, hardest
 
 KINDS = ("natural", "robust")
 ASIDE = ("seed", "control", "evaluation", "precision", "validation")
@@ -45,7 +46,7 @@ def collect(runs: Sequence[FinishedRun], setting: str | None = None) -> dict[str
     measure = _robust_measure(runs)
     points = [
         {"run": run.name, "value": value, "seed": run.recipe.seed}
-        | {kind: _entry(run, key) for kind, key in zip(KINDS, ("clean", measure), strict=True)}
+        | {kind: entry_of(run, key) for kind, key in zip(KINDS, ("clean", measure), strict=True)}
         for run, value in zip(runs, values, strict=True)
     ]
     points.sort(key=lambda point: (point["value"], point["seed"]))
@@ -80,22 +81,9 @@ def _number(run: FinishedRun, leaves: dict[str, Any], path: str) -> float:
 
 
 def _robust_measure(runs: Sequence[FinishedRun]) -> str:
-    """AutoAttack, else the hardest of what all runs have; measures of another ball ("l2/...") do not count."""
-    common = set.intersection(*(set(run.results) for run in runs))
-    common = {key for key in common if "/" not in key}
-    if "clean" not in common or len(common) < 2:
-        lacking = next((run for run in runs if not {"clean"} < set(run.results)), runs[-1])
-        remedy = f"robustkit eval {lacking.folder} --suite standard"
-        raise UserError("the runs have no clean and robust measure in common", place=str(lacking.folder), remedy=remedy)
-    attacks = in_order(common - {"clean"})
-    if "autoattack" in attacks:
-        return "autoattack"
-    return min(attacks, key=lambda key: statistics.fmean(run.results[key]["accuracy"] for run in runs))
-
-
-def _entry(run: FinishedRun, key: str) -> dict[str, Any]:
-    entry = run.results[key]
-    return {name: entry[name] for name in ("accuracy", "n", "ci95")}
+    """AutoAttack, else the hardest of what all runs have."""
+    attacks = common_attacks(runs)
+    return "autoattack" if "autoattack" in attacks else hardest(runs, attacks)
 
 
 def draw(data: dict[str, Any]) -> Figure:
