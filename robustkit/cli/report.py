@@ -4,8 +4,8 @@ It is one file that needs no network, made of what the runs' folders hold: nothi
 unfinished runs have one, too. What is not there takes a line that says which command makes it.
 
 With --figure, draw a figure of a paper (UIAT, CVPR 2023; ECAS, BMVC 2023; LDAT, CMC 2024) from finished runs instead,
-and give its data. What it has to measure is kept in figures.json of the runs: drawing again costs nothing, and a figure that was
-killed or interrupted goes on where it was, with the same command.
+and give its data. What it has to measure is kept in figures.json of the runs: drawing again costs nothing, and a figure
+that was killed or interrupted goes on where it was, with the same command.
 """
 
 from __future__ import annotations
