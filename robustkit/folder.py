@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import itertools
 import json
+import math
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +22,13 @@ import torch
 
 import robustkit
 from robustkit.core import checkpoint
-from robustkit.core.errors import UserError
+from robustkit.core.errors import StorageError, UserError
 from robustkit.core.recipe import Recipe, save_recipe, split_address
 from robustkit.core.spec import digest, to_json
 from robustkit.core.world import World
+
+_BEGUN = ".begun"
+"""What is in a folder until it is a run."""
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -93,14 +101,13 @@ def _stem(source: str | Path) -> str:
 
 
 def _make(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    killed = (folder / _BEGUN).is_dir() and not (folder / "recipe.json").exists()  # before it was a run
+    if folder.exists() and not killed and (not folder.is_dir() or any(folder.iterdir())):
         remedy = f"choose another --out, or go on with `robustkit resume {folder}`"
         raise UserError("exists already and is not empty", place=str(folder), remedy=remedy)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_text("")
-        probe.unlink()
+        (folder / _BEGUN).mkdir(exist_ok=True)
     except OSError as error:
         fault = f"cannot be written: {error.strerror}"
         raise UserError(fault, place=str(folder), remedy="choose another --out") from error
@@ -111,6 +118,8 @@ def write_facts(
 ) -> None:
     """recipe.py, environment.json, and recipe.json last: with it the folder is a run."""
     file = None if source is None else split_address(source)[0]
+    begun = folder / _BEGUN
+    begun.mkdir(exist_ok=True)
     if file is not None and file.suffix == ".py":
         shutil.copyfile(file, folder / "recipe.py")
     environment = {
@@ -130,8 +139,10 @@ def write_facts(
         "git_commit": _git_commit(Path.cwd() if file is None else file.resolve().parent),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
-    save_recipe(recipe, folder / "recipe.json")
+    checkpoint.write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    save_recipe(recipe, begun / "recipe.json")
+    checkpoint.replace(begun / "recipe.json", folder / "recipe.json")
+    begun.rmdir()
 
 
 def note(folder: Path, **facts: str) -> None:
@@ -148,6 +159,47 @@ def noted(folder: Path, fact: str) -> str | None:
     except (OSError, ValueError, AttributeError):
         return None
     return found if isinstance(found, str) else None
+
+
+def set_aside(path: Path, why: str) -> Path | None:
+    """Renames a file that is of no use any more, and returns its new name; None where there is none."""
+    if not path.is_file():
+        return None
+    names = (path.with_name(f"{path.name}.{why}{number or ''}") for number in itertools.count())
+    return path.rename(next(name for name in names if not name.exists()))
+
+
+@contextmanager
+def disk_trouble(folder: Path, go_on: str = "") -> Iterator[None]:
+    """Says of whatever the disk refuses in a run what it was, where, and how to go on: with `go_on`, else by resuming.
+
+    Raises:
+        StorageError: in place of the OSError.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # of the terminal
+    except OSError as error:
+        go_on = go_on or f"go on with: robustkit resume {shlex.quote(str(folder))}"
+        place, fault = error.filename or folder, error.strerror or str(error)
+        if not (folder / "recipe.json").exists():
+            place, fault = folder, "the run's folder is gone"
+            remedy = "where it was moved, go on with robustkit resume and its new name; else begin anew"
+        elif error.errno == errno.ENOSPC:
+            remedy = f"free {_room_needed(folder)} there, then {go_on}"
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            remedy = f"make it writable, then {go_on}"
+        else:
+            remedy = f"mend that, then {go_on}"
+        raise StorageError(f"{place}: {fault}; {remedy}") from error
+
+
+def _room_needed(folder: Path) -> str:
+    """For one more checkpoint, as large as the last, and a little more."""
+    last = folder / "checkpoints" / "last.safetensors"
+    needed = 1.1 * (last.stat().st_size if last.is_file() else 0) + 1e6
+    return f"{max(1, math.ceil((needed - shutil.disk_usage(folder).free) / 1e6))} MB"
 
 
 def _device_name(device: torch.device) -> str:

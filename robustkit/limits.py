@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import attrs
@@ -45,7 +45,8 @@ class Limits:
             if self.asked == "interrupt" and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.asked = "interrupt" if number == signal.SIGINT else "time"
-            say("Stopping after this step or measure; Ctrl-C once more stops at once")
+            with suppress(OSError, RuntimeError):  # the terminal is gone, or this came in the middle of another line
+                say("Stopping after this step or measure; Ctrl-C once more stops at once")
 
         try:
             before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

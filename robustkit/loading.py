@@ -133,11 +133,11 @@ def _parsed(recipe: dict[str, Any]) -> tuple[Model, Head]:
 
 
 def _read_run(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    held = sorted(path.stem for path in (folder / "checkpoints").glob("*.safetensors"))
-    if not held:
+    held = sorted(path.stem for path in (folder / "checkpoints").glob("*.safetensors") if "." not in path.stem)
+    if not held and not checkpoints.previous(folder / "checkpoints" / f"{name}.safetensors").is_file():
         remedy = f"give a folder with checkpoints/, or with {EXPORTED}"
         raise CheckpointError("is neither a run nor an exported model", place=str(folder), remedy=remedy)
-    if name not in held:
+    if name not in held and "last" in held:
         raise CheckpointError(f"has no checkpoint '{name}'", place=str(folder), remedy=f"it has: {', '.join(held)}")
     tensors, facts = checkpoints.read(folder / "checkpoints" / f"{name}.safetensors")
     prefix = "model." if facts["recipe"].get("average") is None else "average."

@@ -1,6 +1,7 @@
 """Runs: a folder that holds a recipe, what it produced, and all that is needed to go on.
 
-    recipe.py recipe.json environment.json metrics.jsonl results.json checkpoints/{last,best}.safetensors figures/
+    recipe.py recipe.json environment.json metrics.jsonl results.json figures/
+    checkpoints/{last,last.previous,best}.safetensors
 
 `run` makes one, `resume` goes on with one from wherever it stopped. Both train, evaluate the last and the best
 checkpoint, draw the figures, and do the same for the recipe's control.
@@ -24,7 +25,7 @@ import robustkit
 from robustkit.core import checkpoint
 from robustkit.core.batch import Progress
 from robustkit.core.device import device_of
-from robustkit.core.errors import CheckpointError, RecipeError, RegistryError, UserError
+from robustkit.core.errors import CheckpointError, DamagedError, RecipeError, RegistryError, UserError
 from robustkit.core.loop import Display, train
 from robustkit.core.parts import Parts, Totals, assemble
 from robustkit.core.recipe import Precision, Recipe, Suite, execute, load_recipe, rehearsed, result_key
@@ -34,11 +35,13 @@ from robustkit.core.world import World
 from robustkit.data.loader import make_batch
 from robustkit.engine.memory import keeping_memory
 from robustkit.folder import (
+    disk_trouble,
     new_folder,
     note,
     noted,
     read_outcomes,
     read_results,
+    set_aside,
     write_facts,
     write_outcomes,
     write_results,
@@ -134,6 +137,7 @@ def run(
     Raises:
         UserError: the folder exists or cannot be written, the data are missing, or do not fit the recipe; or training
             would mean nothing, as preflight finds.
+        StorageError: the disk refuses in mid-run. What was saved is whole; the line says how to go on.
     """
     world = make_world(recipe, device)
     folder = new_folder(out, source, world)
@@ -145,7 +149,7 @@ def run(
         return _go_on(folder, recipe, world, limits, display or Silent(), preflight)
     except UserError:
         if world.rank == 0 and not (folder / "checkpoints").exists():
-            shutil.rmtree(folder)  # nothing is lost, and the mended command finds its folder free
+            shutil.rmtree(folder, ignore_errors=True)  # nothing is lost, and the mended command finds its folder free
         raise
 
 
@@ -159,8 +163,11 @@ def resume(
 ) -> Outcome:
     """Go on with the run in `folder`: training, evaluation, figures, control, whatever is not done yet.
 
+    Where the last checkpoint is damaged or gone, from the one before it.
+
     Raises:
-        UserError: it is no run, or its checkpoint is damaged or belongs to another recipe.
+        UserError: it is no run, neither checkpoint is whole, or they belong to another recipe.
+        StorageError: as `run`.
     """
     folder = Path(folder)
     recipe = recipe_of(folder)
@@ -213,12 +220,12 @@ def evaluate_run(
     for finding in _suspicious(parts, wanted):
         display.say(finding)
     limits = Limits(deadline=None if max_time is None else time.monotonic() + max_time)
-    with limits.listening(display.say):
+    with limits.listening(display.say), disk_trouble(folder, "give the same command again"):
         try:
             stopped = _measure(parts, wanted, checkpoints, verdict, again, exact, limits, display)
         finally:
             display.end()
-    verdict.save()
+        verdict.save()
     control = read_results(folder / "control") if kept else {}
     return Outcome(folder, stopped, verdict.results, control or None)
 
@@ -331,7 +338,7 @@ def _means(data: Any, recipe: Recipe) -> bool:
 def _go_on(
     folder: Path, recipe: Recipe, world: World, limits: Limits, display: RunDisplay, preflight: bool = True
 ) -> Outcome:
-    with limits.listening(display.say):
+    with limits.listening(display.say), disk_trouble(folder):
         try:
             stopped = _train_and_judge(folder, recipe, world, limits, display, preflight)
             control = None
@@ -356,17 +363,16 @@ def _train_and_judge(
 ) -> str:
     """Everything one recipe asks for that its folder does not hold yet. Returns why it stopped, "" when all is done."""
     parts = load_parts(recipe, world)
-    last = folder / "checkpoints" / "last.safetensors"
     metrics = folder / "metrics.jsonl"
     lines = 0
-    if last.is_file():
+    restored = _restored(parts, folder, display)
+    if restored is not None:
         before = noted(folder, "path")
-        lines = int(restore(parts, last)["metrics"])
         if before not in (None, parts.path):
             display.say(f"Passes are computed in another way than before: {parts.path}; before: {before}")
         if world.rank == 0:
-            kept = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
-            checkpoint.write_text(metrics, "".join(kept[:lines]))
+            lines = _cut_back(metrics, int(restored["metrics"]), display)
+        lines = world.share(lines)
         if not parts.finished:
             _ready(parts)
     else:
@@ -395,20 +401,23 @@ def _train_and_judge(
                 "classes": list(parts.data.classes),  # with these, `load` needs no data
                 "image_shape": list(parts.world.image_shape),
             }
-            checkpoint.write(folder / "checkpoints" / f"{name}.safetensors", tensors, facts)
+            path = folder / "checkpoints" / f"{name}.safetensors"
+            checkpoint.write(path, tensors, facts, keep_previous=name != "best")
 
     def rewind(name: str) -> None:
         world.barrier()  # until it is written
-        parts.rewind(checkpoint.read(folder / "checkpoints" / f"{name}.safetensors")[0])
+        path = folder / "checkpoints" / f"{name}.safetensors"
+        if checkpoint.facts_of(path)["step"] > parts.step:  # of an epoch that is lost and comes again
+            path = checkpoint.previous(path)
+        parts.rewind(checkpoint.read(path)[0])
 
     def record(report: dict[str, Any]) -> None:
         nonlocal lines
         if world.rank == 0:
-            with metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(report, sort_keys=True) + "\n")
+            checkpoint.append_line(metrics, json.dumps(report, sort_keys=True))
         lines += 1
 
-    if not last.is_file():
+    if world.any(not (folder / "checkpoints" / "last.safetensors").is_file()):
         save("last")
     with keeping_memory():
         finished = train(
@@ -424,6 +433,48 @@ def _train_and_judge(
     if not finished and not (limits.rehearsal and reason == "steps"):
         return reason
     return _judge(folder, parts, limits, display) or ("collapse" if parts.collapsed else "")
+
+
+def _restored(parts: Parts, folder: Path, display: RunDisplay) -> dict[str, Any] | None:
+    """Restores the newest checkpoint that is whole, and returns its facts; None where none was ever written.
+
+    One that is not is set aside, and so are results, which are of weights that are gone.
+
+    Raises:
+        CheckpointError: neither the last nor the one before it is whole, or they belong to another recipe.
+    """
+    last = folder / "checkpoints" / "last.safetensors"
+    faults: list[str] = []
+    for path in (last, checkpoint.previous(last)):
+        try:
+            facts = restore(parts, path)
+        except DamagedError as error:
+            faults.append(f"{path.name}: {error.fault}")
+            continue
+        if faults:
+            parts.world.barrier()  # until every process has found it so
+            if parts.world.rank == 0:
+                moved = [set_aside(last, "damaged")]
+                moved += [set_aside(folder / name, "lost") for name in ("results.json", "outcomes.json")]
+                kept = ", ".join(file.name for file in moved if file is not None)
+                kept = f" (set aside: {kept})" if kept else ""
+                display.say(f"{last.parent}/{faults[0]}; going on from the one before it, of step {parts.step}{kept}")
+        return facts
+    metrics = folder / "metrics.jsonl"
+    written = [path for path in last.parent.glob("*.safetensors*") if path.suffix != ".partial"]
+    if not written and not (metrics.is_file() and metrics.stat().st_size):
+        return None
+    remedy = f"put a copy back, or begin anew: robustkit run {folder} --out OTHER"
+    raise CheckpointError(f"no checkpoint is whole ({'; '.join(faults)})", place=str(last.parent), remedy=remedy)
+
+
+def _cut_back(metrics: Path, lines: int, display: RunDisplay) -> int:
+    """Takes from the metrics what was written after the checkpoint; how many lines there are now."""
+    found = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
+    if len(found) < lines:
+        display.say(f"{metrics}: has {len(found)} of {lines} epochs; those that are missing stay so")
+    checkpoint.write_text(metrics, "".join(found[:lines]))
+    return min(lines, len(found))
 
 
 def _ready(parts: Parts) -> dict[str, str]:
@@ -467,7 +518,7 @@ def _judge(folder: Path, parts: Parts, limits: Limits, display: RunDisplay) -> s
     stopped = _measure(parts, parts.recipe, CHECKPOINTS, verdict, False, False, limits, display)
     if not stopped and parts.world.rank == 0:
         verdict.save()
-        if not (folder / "figures").is_dir():
+        if not (folder / "figures" / "examples.png").is_file():  # the last that is drawn
             restore(parts, folder / "checkpoints" / "last.safetensors")
             draw(folder, parts)
     return stopped
@@ -493,8 +544,8 @@ class Verdict:
 
     def save(self) -> None:
         if self._writes:
-            write_results(self.folder, self.results)
             write_outcomes(self.folder, self.outcomes)
+            write_results(self.folder, self.results)  # last: what is in it is not measured again
 
 
 def _measure(
@@ -512,8 +563,8 @@ def _measure(
     same = kept and parts.best.get("rewound") != parts.step  # best and last hold the same weights
     for name in checkpoints:
         path = verdict.folder / "checkpoints" / f"{name}.safetensors"
-        if not path.is_file():
-            continue  # without validation images there is no best
+        if name == "best" and "epoch" not in parts.best:
+            continue  # without validation images there is none
         if name == "best" and same and "last" in checkpoints:
             verdict.same("best", "last")
             continue

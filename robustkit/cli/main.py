@@ -7,8 +7,13 @@ the given time. 130: interrupted.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 import robustkit
 from robustkit.cli import (
@@ -27,7 +32,7 @@ from robustkit.cli import (
     run,
     show,
 )
-from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_MISTAKE, Parser
+from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_MISTAKE, EXIT_TIME, Parser
 from robustkit.core.errors import UserError
 from robustkit.core.registry import hint
 
@@ -60,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of downloads are no text for a log
     try:
-        return _dispatch(words)
+        with _preemptible():
+            return _dispatch(words)
     except SystemExit as done:  # argparse: help, version, a wrong argument
         return done.code if isinstance(done.code, int) else EXIT_MISTAKE
     except KeyboardInterrupt:
@@ -74,6 +80,23 @@ def main(argv: list[str] | None = None) -> int:
         if not _is_the_machine(error):
             raise  # our bug: the interpreter shows the traceback, and exits with 1
         return _complain(error, EXIT_FAILURE, debug)
+
+
+@contextmanager
+def _preemptible() -> Iterator[None]:
+    """SIGTERM before a run begins and after it has ended, too, means that the time is over."""
+
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(EXIT_TIME)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -32,3 +32,11 @@ class LibraryError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is truncated, foreign, or belongs to another recipe."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint is not there, is truncated, or is not what was written: another one may be whole."""
+
+
+class StorageError(OSError):
+    """The disk refuses: the fault, the place, the remedy, in one line. No mistake of the user's: exit code 1."""

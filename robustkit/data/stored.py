@@ -56,5 +56,6 @@ class Stored:
                     if file.readinto(pictures[place]) != size:
                         raise EOFError(f"it ends before image {rows[place]}")
         except (OSError, EOFError) as error:
-            raise DataError(f"cannot be read any more ({error})", place=str(self.path)) from error
+            remedy = "put it back; a run goes on with robustkit resume"
+            raise DataError(f"cannot be read any more ({error})", place=str(self.path), remedy=remedy) from error
         return torch.from_numpy(pictures.reshape(len(rows), *self.shape))

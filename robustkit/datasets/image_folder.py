@@ -154,7 +154,7 @@ class Pictures:
                     )
                 pixels[place] = picture
 
-        workers = 1 if self.files[0].stat().st_size < TINY else min(16, os.cpu_count() or 1)
+        workers = 1 if _size(self.files[0]) < TINY else min(16, os.cpu_count() or 1)
         with ThreadPoolExecutor(workers) as pool:
             for _ in pool.map(fill, range(0, len(rows), CHUNK)):
                 pass
@@ -174,9 +174,10 @@ def decode(path: Path, size: int | tuple[int, int] | None = None, grey: bool = F
         with Image.open(path) as image:
             picture = _opaque(ImageOps.exif_transpose(image)).convert("L" if grey else "RGB")
     except Exception as error:  # decoders raise whatever they like
-        raise DataError(
-            f"is no readable picture ({type(error).__name__}: {error})", place=str(path), remedy="replace or delete it"
-        ) from error
+        gone = isinstance(error, OSError) and error.errno is not None  # decoders' own errors have no number
+        remedy = "put it back; a run goes on with robustkit resume" if gone else "replace or delete it"
+        fault = f"is no readable picture ({type(error).__name__}: {error})"
+        raise DataError(fault, place=str(path), remedy=remedy) from error
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
@@ -196,6 +197,11 @@ def _opaque(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image
+
+
+def _size(path: Path) -> int:
+    """Its bytes; 0 where it is gone, which reading it will say."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _folders(folder: Path) -> list[str]:

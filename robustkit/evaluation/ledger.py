@@ -18,7 +18,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from robustkit.core.errors import UserError
+from robustkit.core.checkpoint import naming
 from robustkit.core.strategy import Outcomes
 
 
@@ -54,7 +54,7 @@ class Ledger:
         """The latest entry of each slice, from all processes that ever wrote one."""
         entries: dict[int, Entry] = {}
         for path in self._files():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     data = json.loads(line)
                     right = torch.tensor([sign == "1" for sign in data["right"]], dtype=torch.bool)
@@ -76,17 +76,13 @@ class Ledger:
         if self._folder is None:
             return
         path = self._folder / f"{self._identity}.{self._rank}.jsonl"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                if file.tell() and not _ends_a_line(path):
-                    file.write("\n")
-                file.write(json.dumps(entry.to_json(number)) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            fault = f"cannot keep what is judged: {error.strerror}"
-            raise UserError(fault, place=str(path), remedy="choose another folder") from error
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with naming(path), path.open("a", encoding="utf-8") as file:
+            if file.tell() and not _ends_a_line(path):
+                file.write("\n")
+            file.write(json.dumps(entry.to_json(number)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def remove(self) -> None:
         """Forgets everything: the result is recorded elsewhere."""

@@ -70,12 +70,14 @@ def draw(folder: Path, parts: Parts) -> list[Path]:
                 figures["epsilon"] = radii(reports)
         batch, shown = _examples(parts)
         figures["examples"] = examples(parts, batch, shown)
+        checkpoint.write_text(folder / "examples.json", json.dumps(_stored(parts, batch, shown)) + "\n")
         target = folder / "figures"
         target.mkdir(exist_ok=True)
         paths = [target / f"{name}.png" for name in figures]
         for path, figure in zip(paths, figures.values(), strict=True):
-            figure.savefig(path)
-    checkpoint.write_text(folder / "examples.json", json.dumps(_stored(parts, batch, shown)) + "\n")
+            partial = path.with_name(f"{path.name}.partial")
+            figure.savefig(partial, format="png")
+            partial.replace(path)  # a kill leaves the whole figure or none
     return paths
 
 

@@ -577,8 +577,8 @@ def test_killed_while_keeping(time: int, finished: Path, tmp_path: Path, monkeyp
     """Before the report of the epoch is written."""
     folder, write, left = tmp_path / "parts", checkpoint.write, [time]
 
-    def killing(path: Path, *arguments: Any) -> None:
-        write(path, *arguments)
+    def killing(path: Path, *arguments: Any, **options: Any) -> None:
+        write(path, *arguments, **options)
         left[0] -= path.stem == "kept"
         if not left[0]:
             raise Killed
