@@ -1,7 +1,7 @@
 """Kills runs at random moments, resumes them, and compares with the run that was left alone.
 
     python tests/faults/kills.py --kills 60 --seed 1
-    python tests/faults/kills.py --kills 8 --seed 1 --families cat,hat
+    python tests/faults/kills.py --kills 8 --seed 1 --families "cat;hat"
 
 Prints a line for each kill, then how many there were by signal and moment. Exit code 1 where a resumed run is not, byte
 for byte, the run that never stopped, or where a signal was not answered with the exit code that it should have.
@@ -15,9 +15,13 @@ at a random byte.
 
 from __future__ import annotations
 
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+# Libraries that are imported below start as many threads, and a process with threads cannot be forked.
+
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
