@@ -34,6 +34,11 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return wrong - true
 
 
+def is_right(logits: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool: the largest logit is the true one. NaN is never right (argmax would make it class 0, or whichever)."""
+    return (logits.argmax(dim=1) == y) & ~logits.isnan().any(dim=1)
+
+
 def per_image(values: Tensor, images: Tensor) -> Tensor:
     """(B,) shaped to multiply `images` (B, C, H, W)."""
     return values.view(-1, *([1] * (images.ndim - 1)))

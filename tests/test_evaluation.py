@@ -32,6 +32,7 @@ from robustkit.evaluation import (
     Attacked,
     AutoAttack,
     Clean,
+    Detection,
     Result,
     autoattack,
     evaluate,
@@ -39,7 +40,7 @@ from robustkit.evaluation import (
     wilson,
 )
 from robustkit.evaluation.evaluate import judge_slices, rows_of
-from robustkit.evaluation.logits import LogitsOf, judging
+from robustkit.evaluation.logits import NOT_FINITE, LogitsOf, judging
 from robustkit.evaluation.sources import OwnImages
 from robustkit.heads import Linear
 from robustkit.objectives import Margin
@@ -273,6 +274,37 @@ def test_nan_is_not_class_zero() -> None:
     nn.init.constant_(broken[1].bias, torch.nan)
     images = Pictures(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
     assert measured(Clean(), broken, images).accuracy == 0
+
+
+class Undefined(nn.Module):
+    """Linear, and class 0 for images as they are; NaN, which argmax takes for class 0, or infinite, for any other."""
+
+    def __init__(self, clean: Tensor, value: float) -> None:
+        super().__init__()
+        self.clean, self.value = clean, value
+        self.weight = nn.Parameter(torch.tensor([[1.0], [-1.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = (x.flatten(1).sum(dim=1, keepdim=True) + 1) @ self.weight.T
+        known = (x.flatten(1)[:, None] == self.clean.flatten(1)).all(dim=2).any(dim=1)
+        return torch.where(known[:, None], logits, logits * self.value)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    "measure", [PGD_10, CW, AutoAttack(), Detection(threshold=0.6, steps=2)], ids=lambda measure: measure.key
+)
+def test_what_is_not_finite_is_never_robust_silently(measure: Measure, value: float) -> None:
+    """Only attacks come where it is not."""
+    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    results = evaluate(
+        Undefined(x, value), x, torch.zeros(6, dtype=torch.int64), threat=Linf(), suite=[Clean(), measure]
+    )
+    assert results["clean"].accuracy == 1 and results["clean"].notes == ()
+    result = results[measure.key]
+    assert NOT_FINITE in result.notes and any(found.evidence == NOT_FINITE for found in results.findings)
+    if measure in (PGD_10, CW) and value != value:
+        assert result.accuracy == 0
 
 
 def test_the_ready_made_measures() -> None:

@@ -26,7 +26,7 @@ from robustkit.core.world import World
 from robustkit.evaluation.clean import Clean
 from robustkit.evaluation.findings import Finding
 from robustkit.evaluation.ledger import Entry, Ledger, digest_of_images, digest_of_weights
-from robustkit.evaluation.logits import judging
+from robustkit.evaluation.logits import LogitsOf, judging, with_warning
 from robustkit.evaluation.results import Result, Results, fingerprint, wilson
 from robustkit.evaluation.sources import Source, check_labels, source_of
 from robustkit.evaluation.suites import suites_of
@@ -281,7 +281,10 @@ def judge_slices(
             before, seconds = (None, 0.0) if entry is None else (_moved(entry.outcomes, world.device), entry.seconds)
             names = digest_of_images(x, y)
             began = time.perf_counter()
-            for outcomes in measure.outcomes(subject, part, seed, before):
+            if isinstance(subject.logits, LogitsOf):
+                subject.logits.broken = None
+            for found in measure.outcomes(subject, part, seed, before):
+                outcomes = with_warning(found, subject.logits)
                 now = time.perf_counter()
                 seconds, began = seconds + now - began, now
                 entry = Entry(names, _moved(outcomes, torch.device("cpu")), False, seconds)

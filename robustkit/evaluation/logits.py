@@ -11,16 +11,20 @@ from torch import Tensor, nn
 
 from robustkit.core.batch import Output
 from robustkit.core.model import RobustModel
-from robustkit.core.strategy import Subject, ThreatModel
+from robustkit.core.strategy import Outcomes, Subject, ThreatModel
 from robustkit.engine.folding import Folding, close, fold
 from robustkit.engine.memory import keeping_memory
 from robustkit.engine.predictor import ModulePredictor
+from robustkit.functional import is_right as is_right
+
+NOT_FINITE = "the model returned NaN or infinity on the way: attacks cannot follow that, accuracy may be too high"
 
 
 class LogitsOf(nn.Module):
     """Images (B, C, H, W) -> logits (B, K) float32, of a module that returns logits, or an Output as ours do.
 
-    As it is; or, once `quicken` has found a faster way that gives the same logits, that way.
+    As it is; or, once `quicken` has found a faster way that gives the same logits, that way. `broken` says whether any
+    logits since it was last None were NaN or infinite, on finite images; it stays on the device until somebody asks.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -29,6 +33,7 @@ class LogitsOf(nn.Module):
         self.training = module.training
         self.layout = torch.contiguous_format
         self.folding: Folding | None = None
+        self.broken: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         output = self.output(images)
@@ -39,7 +44,12 @@ class LogitsOf(nn.Module):
         """What the module itself returns."""
         images = images.contiguous(memory_format=self.layout)
         folded = self.folding is not None and not self.module.training
-        return (self.folding.twin if folded else self.module)(images)  # type: ignore[no-any-return, union-attr]
+        output: Output | Tensor = (self.folding.twin if folded else self.module)(images)  # type: ignore[union-attr]
+        logits = output.logits if isinstance(output, Output) else output
+        if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(images):  # else it will be refused
+            broken = (~_finite(logits.detach()) & _finite(images.detach())).any()
+            self.broken = broken if self.broken is None else self.broken | broken
+        return output
 
     @property
     def path(self) -> str:
@@ -99,9 +109,16 @@ def judging(model: nn.Module, threat: ThreatModel, images: Tensor, *, exact: boo
         yield Subject(predict=ModulePredictor(logits, logits.output), logits=logits, threat=threat)
 
 
-def is_right(logits: Tensor, y: Tensor) -> Tensor:
-    """(B,) bool: the largest logit is the true one. NaN is never right (argmax would make it class 0, or whichever)."""
-    return (logits.argmax(dim=1) == y) & ~logits.isnan().any(dim=1)
+def _finite(values: Tensor) -> Tensor:
+    """(B,) bool, of (B, ...)."""
+    return values.isfinite().flatten(1).all(dim=1)
+
+
+def with_warning(outcomes: Outcomes, logits: nn.Module) -> Outcomes:
+    """With a note where the model returned what is not finite, to the measure or to its attack."""
+    if not isinstance(logits, LogitsOf) or logits.broken is None or not bool(logits.broken):
+        return outcomes
+    return outcomes._replace(notes=tuple(dict.fromkeys([*outcomes.notes, NOT_FINITE])))
 
 
 @contextmanager
