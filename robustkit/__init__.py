@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from robustkit.core.errors import UserError
     from robustkit.core.model import Model
     from robustkit.core.override import override
-    from robustkit.core.recipe import Precision, Recipe, Suite, Validation, load_recipe, px
+    from robustkit.core.recipe import Health, Precision, Recipe, Suite, Validation, load_recipe, px
     from robustkit.core.registry import registry
     from robustkit.core.spec import digest, evolve, setting, spec
     from robustkit.evaluation.audit import audit
@@ -28,6 +28,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "UserError": "core.errors",
+    "Health": "core.recipe",
     "Model": "core.model",
     "override": "core.override",
     "Precision": "core.recipe",
@@ -49,6 +50,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Health",
     "Model",
     "Precision",
     "Recipe",

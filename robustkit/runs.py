@@ -1,6 +1,6 @@
 """Runs: a folder that holds a recipe, what it produced, and all that is needed to go on.
 
-    recipe.py recipe.json environment.json metrics.jsonl results.json figures/
+    recipe.py recipe.json environment.json metrics.jsonl results.json figures/ faults/
     checkpoints/{last,last.previous,best}.safetensors
 
 `run` makes one, `resume` goes on with one from wherever it stopped. Both train, evaluate the last and the best
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import robustkit
-from robustkit.core import checkpoint
+from robustkit.core import checkpoint, faults
 from robustkit.core.batch import Progress
 from robustkit.core.device import device_of
 from robustkit.core.errors import CheckpointError, DamagedError, RecipeError, RegistryError, UserError
@@ -320,6 +320,7 @@ def restore(parts: Parts, path: Path, *, weights_only: bool = False) -> dict[str
         else:
             parts.load(tensors)
             parts.step, parts.best = int(facts["step"]), dict(facts["best"])
+            parts.skipped, parts.course = list(facts.get("skipped", ())), dict(facts.get("course", {}))
             if "precision" in facts:
                 parts.precision = from_json(Precision, facts["precision"])
     except (KeyError, RuntimeError, ValueError) as error:
@@ -386,7 +387,8 @@ def _train_and_judge(
     display.begin(recipe, folder, parts)
 
     def save(name: str) -> None:
-        limits.saved = time.monotonic()
+        if name == "last":
+            limits.saved = time.monotonic()
         tensors = parts.tensors()
         if world.rank == 0:
             facts = {
@@ -395,6 +397,8 @@ def _train_and_judge(
                 "step": parts.step,
                 "epoch": parts.progress.epoch,
                 "best": parts.best,
+                "skipped": [number for number in parts.skipped if number <= parts.step],
+                "course": parts.course,
                 "precision": to_json(parts.precision),
                 "metrics": lines,
                 "version": robustkit.__version__,
@@ -411,6 +415,16 @@ def _train_and_judge(
             path = checkpoint.previous(path)
         parts.rewind(checkpoint.read(path)[0])
 
+    def go_back() -> None:
+        world.barrier()  # until it is written
+        restore(parts, last)
+
+    def set_aside(fault: faults.Report) -> Path:
+        path = folder / "faults" / f"step-{fault.facts['step']:06d}.safetensors"
+        if world.rank == 0:
+            checkpoint.write(path, fault.tensors, fault.facts | {"skipped": parts.skipped})
+        return path
+
     def record(report: dict[str, Any]) -> None:
         nonlocal lines
         if world.rank == 0:
@@ -425,6 +439,8 @@ def _train_and_judge(
             display=display,
             save=save,
             rewind=rewind,
+            go_back=go_back,
+            set_aside=set_aside,
             record=record,
             should_stop=lambda parts: bool(limits.reason(parts)),
             should_save=limits.should_save,

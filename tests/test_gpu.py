@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustkit import Model, Precision, Recipe, Suite, Validation, evolve, resume, run
+from robustkit import Health, Model, Precision, Recipe, Suite, Validation, evolve, resume, run
 from robustkit.attacks import PGD
 from robustkit.core import checkpoint
 from robustkit.core.batch import Budget
+from robustkit.core.faults import Fault
 from robustkit.core.loop import train_step
 from robustkit.core.rng import whole
 from robustkit.datasets import Digits
@@ -92,6 +93,23 @@ def test_a_step_never_waits_for_the_device() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert not [str(warning.message) for warning in found if "synchroniz" in str(warning.message)]
+
+
+def test_a_fault_is_noticed_one_step_later_or_at_once() -> None:
+    """Later where nothing waits for the device, at once with the policy that waits; a step without a fault never."""
+    rows = load_parts(RECIPE, make_world(RECIPE, "cuda")).rows[:64]
+    for on_fault, late in (("stop", True), ("rewind", True), ("skip", False)):
+        recipe = evolve(RECIPE, health=Health(on_fault=on_fault))  # type: ignore[arg-type]
+        parts = load_parts(recipe, make_world(recipe, "cuda"))
+        train_step(parts, rows)
+        parts.watch.settle()
+        with torch.no_grad():
+            next(parts.model.head.parameters()).fill_(torch.inf)
+        if late:
+            train_step(parts, rows)
+        with pytest.raises(Fault) as raised:
+            train_step(parts, rows)
+        assert raised.value.number == 2
 
 
 def test_a_checkpoint_moves_between_devices(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,8 +21,11 @@ from torch import Tensor
 
 from robustkit.core.batch import Batch, Budget, Mode, Output, Part, Passes, Prepared, Progress
 from robustkit.core.collapse import Seen, collapsed
+from robustkit.core.faults import Evidence, Fault, Piece, Report, Size, describe
+from robustkit.core.leap import lengths
 from robustkit.core.model import RobustModel
 from robustkit.core.order import epoch_order, micro_parts
+from robustkit.core.overfitting import overfitting
 from robustkit.core.parts import Parts, Totals, fold_backbone, parameter_groups
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import registry
@@ -31,6 +35,7 @@ from robustkit.core.world import World
 from robustkit.data.ahead import Ahead
 from robustkit.data.loader import make_batch
 from robustkit.engine import GlobalStatistics, Predictor
+from robustkit.functional import is_right
 
 
 class Failure(Exception):
@@ -43,6 +48,8 @@ class Display(Protocol):
     def step(self, progress: Progress, totals: Totals) -> None: ...
 
     def epoch(self, report: dict[str, Any]) -> None: ...
+
+    def say(self, text: str) -> None: ...
 
 
 class Outlook(NamedTuple):
@@ -63,21 +70,34 @@ class Pass(NamedTuple):
 
 
 def train_step(parts: Parts, rows: Tensor) -> None:
-    """One optimiser step on the images in `rows` (the global batch), of which this process works through its part."""
+    """One optimiser step on the images in `rows` (the global batch), of which this process works through its part.
+
+    Raises:
+        Fault: its objective or gradient is not a finite number, or on a GPU that of the step before was not.
+    """
     recipe, world, progress = parts.recipe, parts.world, parts.progress
     _set_rates(parts.optimizer, recipe, progress)
     parts.optimizer.zero_grad()
     parts.model.train()
     pieces = micro_parts(len(rows), world.rank, world.size, recipe.accumulate)
-    adopting = parts.model.adopting(recipe.model.adopt_first_batch and parts.step == 0)
+    adopting = parts.model.adopting(recipe.model.adopt_first_batch and parts.made == 0)
+    done: list[Piece] = []
+    size = None
     with adopting, GlobalStatistics() if world.size > 1 else nullcontext():
         for part in pieces:
-            _work_through(parts, rows[part.start : part.stop], part, progress, last=part is pieces[-1])
+            earlier = [piece.objective for piece in done]
+            images = rows[part.start : part.stop]
+            piece, size = _work_through(parts, images, part, progress, earlier, last=part is pieces[-1])
+            done.append(piece)
+    assert size is not None
+    if world.rank == 0:  # the same in every process
+        parts.totals.gradients[progress.step % parts.steps_per_epoch] = size.norm
     parts.step += 1
     if parts.averaged is not None and recipe.average is not None:
         share = 1 - recipe.average.decay(parts.step, progress.total_steps)
         with torch.no_grad():
             torch._foreach_lerp_(list(parts.averaged.parameters()), list(parts.model.parameters()), share)
+    parts.watch.see(Evidence(progress, parts.optimizer.param_groups[0]["lr"], done, size))
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, progress: Progress) -> None:
@@ -88,7 +108,9 @@ def _set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, progress: Progr
             group["momentum"] = rates.momentum
 
 
-def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *, last: bool) -> None:
+def _work_through(
+    parts: Parts, rows: Tensor, part: Part, progress: Progress, earlier: list[Tensor], *, last: bool
+) -> tuple[Piece, Size | None]:
     recipe, world, model = parts.recipe, parts.world, parts.model
     epsilon, attack, target, loss = (parts.strategies[name] for name in ("epsilon", "attack", "target", "loss"))
     augmenting = world.generator("augmentation", progress, part)
@@ -109,7 +131,7 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
     outlook = _look(parts, model, loss, scene, budget, x_adv)
 
     # 2. One pure pass. 3. Step, possibly from displaced weights.
-    done = _step(parts, model, parts.optimizer if last else None, loss, scene, outlook)
+    done, size = _step(parts, model, parts.optimizer if last else None, loss, scene, outlook, earlier)
 
     # 4. Look back.
     outputs = {name: Output(*(value.detach() for value in output)) for name, output in done.outputs.items()}
@@ -120,6 +142,9 @@ def _work_through(parts: Parts, rows: Tensor, part: Part, progress: Progress, *,
             if hasattr(strategy, "observe"):
                 strategy.observe(record)
         parts.totals.add(record, done.objective)
+        logits = {name: output.logits for name, output in outputs.items()}
+        objective = _share(part, batch) * done.objective.detach()
+        return Piece(part, batch, x_adv, budget.epsilon, logits, record.terms, objective), size
 
 
 def _look(
@@ -172,10 +197,14 @@ def _step(
     loss: LossRuntime,
     scene: Scene,
     outlook: Outlook,
-) -> Pass:
-    """One pure pass, its gradients, and the optimiser's step (None: not yet), possibly from displaced weights."""
-    world = parts.world
-    share = len(scene.batch.y) / scene.part.total  # means over a piece become a mean over the global batch
+    earlier: Sequence[Tensor] = (),
+) -> tuple[Pass, Size | None]:
+    """One pure pass, its gradients, and the optimiser's step (None: not yet), possibly from displaced weights.
+
+    `earlier` are the objectives of the batch's pieces before. Returns what the pass gave, and how large the step was.
+    """
+    world, size = parts.world, None
+    share = _share(scene.part, scene.batch)
 
     def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
         with torch.enable_grad():  # whatever the caller is in
@@ -186,12 +215,30 @@ def _step(
 
     with parts.strategies["weights"].displaced(model, gradients, scene.progress):
         done = _pure_pass(parts, model, loss, scene, outlook, "train")
-        (done.objective * share).backward()  # type: ignore[no-untyped-call]
+        objective = done.objective * share
+        objective.backward()  # type: ignore[no-untyped-call]
         if optimizer is not None:
-            trained = [p for group in optimizer.param_groups for p in group["params"]]
-            world.sum_all(p.grad for p in trained if p.grad is not None)
+            trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            total = torch.stack([*earlier, objective.detach()]).sum()
+            world.sum_all([*(p.grad for p in trained), total])
+            size = _measured(trained, total, getattr(parts.recipe.optimizer, "clip_norm", None))
             optimizer.step()
-    return done
+    return done, size
+
+
+def _share(part: Part, batch: Batch) -> float:
+    """With it, means over a piece become a mean over the global batch."""
+    return len(batch.y) / part.total
+
+
+def _measured(trained: list[Tensor], objective: Tensor, clip_norm: float | None) -> Size:
+    """How large the step is, whose gradients are shortened to `clip_norm`; nothing here waits for the device."""
+    gradients = [p.grad for p in trained if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
+    norm = torch.linalg.vector_norm(norms)
+    if clip_norm is not None:
+        torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp_max(1))  # as torch's clip_grad_norm_
+    return Size(objective, norm, norms, trained)
 
 
 def _rehearse(parts: Parts, scene: Scene, budget: Budget, x_adv: Tensor, loss: LossRuntime | None) -> Predictor:
@@ -250,6 +297,8 @@ def train(
     display: Display,
     save: Callable[[str], None],
     rewind: Callable[[str], None],
+    go_back: Callable[[], None],
+    set_aside: Callable[[Report], Path],
     record: Callable[[dict[str, Any]], None],
     should_stop: Callable[[Parts], bool],
     should_save: Callable[[], bool],
@@ -257,12 +306,17 @@ def train(
     """Train from where `parts` stands to the end, or to a collapse that is to end it; false if stopped before.
 
     Args:
-        save: writes a checkpoint of that name ("last", "best", "kept").
+        save: writes a checkpoint of that name ("last", "best", "kept", "before-...").
         rewind: takes weights and the optimiser's state, and nothing else, from the checkpoint of that name.
+        go_back: takes everything from the checkpoint "last".
+        set_aside: keeps what is known of a fault, and says where.
         record: appends an epoch's report to the metrics.
         should_stop, should_save: asked after each step; a stop saves first.
+
+    Raises:
+        Failure: a step's numbers are not finite, and the recipe's `health` says to stop.
     """
-    recipe, world = parts.recipe, parts.world
+    recipe, world, health = parts.recipe, parts.world, parts.recipe.health
     order_of = lru_cache(maxsize=2)(parts.order)
 
     def rows(step: int) -> Tensor:
@@ -272,12 +326,38 @@ def train(
     began, first = time.perf_counter(), parts.step
     while not parts.finished:
         progress = parts.progress
-        if parts.step + 1 < progress.total_steps:
-            _fetch_ahead(parts, rows(parts.step + 1))
-        train_step(parts, rows(parts.step))
-        display.step(progress, parts.totals)
-        stop = world.any(should_stop(parts))
-        if parts.step % parts.steps_per_epoch == 0:
+        before = parts.copied() if health.on_fault == "skip" else None
+        try:
+            if parts.step + 1 in parts.skipped:
+                save(f"before-{parts.step + 1:06d}")
+                pass_over(parts)
+            else:
+                if parts.step + 1 < progress.total_steps:
+                    _fetch_ahead(parts, rows(parts.step + 1))
+                train_step(parts, rows(parts.step))
+                display.step(progress, parts.totals)
+            stop, at_end = world.any(should_stop(parts)), parts.step % parts.steps_per_epoch == 0
+            keeping = at_end or stop or world.any(should_save())
+            if keeping:
+                parts.watch.settle()
+        except Fault as fault:
+            found = describe(fault, parts.names(), world)
+            line = f"{found.line}; the batch is in {set_aside(found)}"
+            skipped = sorted({*parts.skipped, fault.number})
+            if health.on_fault == "stop":
+                raise Failure(f"{line}; to go on all the same, begin with health.on_fault=skip") from None
+            if len(skipped) > health.most_skipped:
+                raise Failure(f"{line}; health.most_skipped={health.most_skipped} steps are skipped already") from None
+            if before is not None:
+                parts.put_back(before)
+                parts.step = progress.step
+                display.say(f"{line}; this step is skipped")
+            else:
+                go_back()
+                display.say(f"{line}; back to step {parts.step}, and then past this one")
+            parts.skipped = skipped
+            continue
+        if at_end:
             report = finish_epoch(parts, progress)
             seconds = time.perf_counter() - began
             report |= {"seconds": seconds, "images_per_second": (parts.step - first) * recipe.batch_size / seconds}
@@ -293,11 +373,17 @@ def train(
             record(report)
             display.epoch(report)
             save("last")
-        elif stop or world.any(should_save()):
+        elif keeping:
             save("last")
         if stop:
             return parts.finished
     return True
+
+
+def pass_over(parts: Parts) -> None:
+    """A step that is not made: rates and counters go on, nothing else does."""
+    _set_rates(parts.optimizer, parts.recipe, parts.progress)
+    parts.step += 1
 
 
 def _fetch_ahead(parts: Parts, rows: Tensor) -> None:
@@ -313,8 +399,11 @@ def finish_epoch(parts: Parts, progress: Progress) -> dict[str, Any]:
     totals = parts.totals.summed(world)
     means = totals.means()
     parts.totals = parts.new_totals()
-    if not all(math.isfinite(value) for value in means.values()):
-        raise Failure(f"the objective is not a finite number in epoch {progress.epoch + 1}: lower optimizer.lr")
+    if not totals.sums["images"]:
+        raise Failure(f"every step of epoch {progress.epoch + 1} was skipped: lower optimizer.lr")
+    for name, value in means.items():
+        if not math.isfinite(value):
+            raise Failure(f"the mean of {name} is not a finite number in epoch {progress.epoch + 1}")
     if parts.averaged is not None:
         for kept, current in zip(parts.averaged.buffers(), parts.model.buffers(), strict=True):
             kept.copy_(current)
@@ -323,8 +412,12 @@ def finish_epoch(parts: Parts, progress: Progress) -> dict[str, Any]:
         "step": parts.step,
         "lr": parts.optimizer.param_groups[0]["lr"],
         "train": means,
+        "gradient": lengths(totals.gradients.tolist(), parts.step, parts.course),
         "radii": {"unit": totals.unit, "counts": [int(count) for count in totals.radii.tolist()]},
     }
+    skipped = [number for number in parts.skipped if number > parts.step - parts.steps_per_epoch]
+    if skipped:
+        report["skipped"] = skipped
     final = progress.epoch + 1 == recipe.epochs
     if len(parts.validation_rows) and (final or (progress.epoch + 1) % recipe.validation.every == 0):
         settings = recipe.validation
@@ -336,6 +429,9 @@ def finish_epoch(parts: Parts, progress: Progress) -> dict[str, Any]:
         sample = epoch_order(parts.own_rows, 0, -1)[: settings.train_images]  # the same in every epoch and run
         if len(sample):
             report["training"] = measure(parts, sample, attacks)
+            if recipe.attack is not None and attacks:
+                sizes = len(parts.validation_rows), len(sample)
+                report |= overfitting(report, *sizes, parts.course)
         # Robust accuracy decides (natural accuracy where nothing is attacked), the other breaks ties, then the later.
         score = [held_out.get("robust", 0.0), held_out["natural"]]
         if recipe.attack is None:
@@ -375,12 +471,12 @@ def measure(parts: Parts, rows: Tensor, attacks: dict[str, Attack]) -> dict[str,
             continue
         batch = make_batch(parts.train, piece, device=world.device, augmentation=None, generator=None)
         with torch.no_grad(), predict.using("eval") as forward:
-            right[0] += (forward(batch.x).logits.argmax(dim=1) == batch.y).sum()
+            right[0] += is_right(forward(batch.x).logits, batch.y).sum()
             for place, attack in enumerate(attacks.values(), start=1):
                 budget = Budget(batch.x.new_full((len(piece),), recipe.threat.epsilon))
                 generator = whole(batch.x, recipe.seed, "validation", number)
                 x_adv = attack(predict, batch.x, batch.y, budget, recipe.threat, generator)
-                right[place] += (forward(x_adv).logits.argmax(dim=1) == batch.y).sum()
+                right[place] += is_right(forward(x_adv).logits, batch.y).sum()
     return dict(zip(("natural", *attacks), (world.sum(right) / len(rows)).tolist(), strict=True))
 
 

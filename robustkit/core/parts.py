@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from robustkit.core.batch import Progress
 from robustkit.core.device import has_fast_bfloat16
 from robustkit.core.errors import RecipeError
+from robustkit.core.faults import Watch
 from robustkit.core.model import RobustModel
 from robustkit.core.order import Mixture, Shuffled
 from robustkit.core.recipe import Precision, Recipe
@@ -40,11 +41,12 @@ class Totals:
 
     BINS = 129
 
-    def __init__(self, epsilon: float, device: torch.device) -> None:
+    def __init__(self, epsilon: float, device: torch.device, steps: int = 0) -> None:
         self.unit = epsilon / 32  # of the histogram of radii: bin k counts radii near k * unit
         self.device = device
         self.sums: dict[str, Tensor] = {"images": self._zero()}
         self.radii = torch.zeros(self.BINS, dtype=torch.float64, device=device)
+        self.gradients = torch.zeros(steps, device=device)  # the norm of each step's; 0: not made, or another's to say
 
     def _zero(self) -> Tensor:
         return torch.zeros((), dtype=torch.float64, device=self.device)
@@ -72,11 +74,12 @@ class Totals:
         return {name: float(value) / images for name, value in self.sums.items() if name != "images"}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**self.sums, "radii": self.radii}
+        return {**self.sums, "radii": self.radii, "gradients": self.gradients}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         moved = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self.radii = moved.pop("radii")
+        self.gradients = moved.pop("gradients", self.gradients)  # older checkpoints have none
         self.sums = moved
 
     def summed(self, world: World) -> Totals:
@@ -84,6 +87,7 @@ class Totals:
         total = Totals(self.unit * 32, self.device)
         total.sums = {name: world.sum(self.sums[name].clone()) for name in sorted(self.sums)}
         total.radii = world.sum(self.radii.clone())
+        total.gradients = world.sum(self.gradients.clone())
         return total
 
 
@@ -104,11 +108,14 @@ class Parts:
     optimizer: torch.optim.Optimizer
     strategies: dict[str, Any]  # field of the recipe -> runtime
     totals: Totals
+    watch: Watch
     precision: Precision  # without "auto"
     folding: Folding | None = None  # of the model's backbone, for passes in eval mode
     graphs: Graphs | None = None  # recorded attacks
     step: int = 0  # optimiser steps done
     best: dict[str, Any] = attrs.field(factory=dict)  # epoch and score of the best one; collapse, rewind since
+    skipped: list[int] = attrs.field(factory=list)  # steps, counted from 1, that were or will be passed over
+    course: dict[str, Any] = attrs.field(factory=dict)  # what `core.course` remembers of the epochs before
 
     @property
     def steps_per_epoch(self) -> int:
@@ -126,6 +133,11 @@ class Parts:
     @property
     def progress(self) -> Progress:
         return Progress.at(self.step, self.recipe.epochs, self.steps_per_epoch)
+
+    @property
+    def made(self) -> int:
+        """Steps done that were not skipped."""
+        return self.step - sum(number <= self.step for number in self.skipped)
 
     @property
     def collapsed(self) -> bool:
@@ -153,7 +165,7 @@ class Parts:
         )
 
     def new_totals(self) -> Totals:
-        return Totals(self.recipe.threat.epsilon, self.world.device)
+        return Totals(self.recipe.threat.epsilon, self.world.device, self.steps_per_epoch)
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything with state, under the name that its tensors have in a checkpoint."""
@@ -167,6 +179,16 @@ class Parts:
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state of all processes, flat: every process must ask for it, one may write it."""
+        totals = self.totals.summed(self.world)
+        return self._state() | {f"totals.{name}": tensor for name, tensor in totals.tensors().items()}
+
+    def copied(self) -> dict[str, Tensor]:
+        """A copy of this process's own state, for `put_back`."""
+        totals = {f"totals.{name}": tensor for name, tensor in self.totals.tensors().items()}
+        return {name: tensor.clone() for name, tensor in (self._state() | totals).items()}
+
+    def _state(self) -> dict[str, Tensor]:
+        """Of modules and the optimiser: the same in every process."""
         state: dict[str, Tensor] = {}
         for name, module in self.modules().items():
             state |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
@@ -174,11 +196,17 @@ class Parts:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
                     state[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
-        totals = self.totals.summed(self.world)
-        return state | {f"totals.{name}": tensor for name, tensor in totals.tensors().items()}
+        return state
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restores what `tensors()` gave, in place."""
+        if self.world.rank > 0:  # totals are sums over all processes: one goes on with them, the others from zero
+            zeros = {k: torch.zeros_like(t) for k, t in tensors.items() if k.startswith("totals.")}
+            tensors = tensors | zeros
+        self.put_back(tensors)
+
+    def put_back(self, tensors: dict[str, Tensor]) -> None:
+        """Restores what `copied()` gave, in place."""
         for name, module in self.modules().items():
             prefix = f"{name}."
             module.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
@@ -192,15 +220,16 @@ class Parts:
                     tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
                 self.optimizer.state[parameter][entry] = tensor
         prefix = "totals."
-        totals = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        if self.world.rank > 0:  # they are sums over all processes: one goes on with them, the others from zero
-            totals = {name: torch.zeros_like(total) for name, total in totals.items()}
-        self.totals.load(totals)
+        self.totals.load({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
 
     def rewind(self, tensors: dict[str, Tensor]) -> None:
         """Weights, their average and the optimiser's state as `tensors()` gave them; all else stays."""
         names = ("model.", "average.", "optimizer.")
         self.load(self.tensors() | {key: tensor for key, tensor in tensors.items() if key.startswith(names)})
+
+    def names(self) -> dict[nn.Parameter, str]:
+        """What the parameters that are trained are called."""
+        return {parameter: name for name, parameter in self._trained().items()}
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {
@@ -250,7 +279,8 @@ def assemble(recipe: Recipe, data: Data, world: World) -> Parts:
         averaged=deepcopy(model) if recipe.average is not None else None,
         optimizer=recipe.optimizer.build(parameter_groups(recipe, model, strategies)),
         strategies=strategies,
-        totals=Totals(recipe.threat.epsilon, world.device),
+        totals=Totals(recipe.threat.epsilon, world.device, sampling.batches_per_epoch(recipe.batch_size)),
+        watch=Watch(world.device, at_once=recipe.health.on_fault == "skip"),
         precision=_settled(recipe.precision, model, world),
         folding=fold_backbone(model, world),
         graphs=graphs_for(world.device),

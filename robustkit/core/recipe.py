@@ -77,6 +77,19 @@ class Precision:
     outer: Literal["auto", "fp32", "bf16"] = "auto"
 
 
+@spec
+class Health:
+    """What becomes of a step whose objective or gradient is NaN or infinite.
+
+    "stop" ends training. "skip" takes back all that the step did and goes on with the next batch: the state is copied
+    before each step, and a GPU waited for in each. "rewind" does neither, but goes back to the last checkpoint and
+    comes again, past that step: the result is the same. After `most_skipped` such steps training stops all the same.
+    """
+
+    on_fault: Literal["stop", "skip", "rewind"] = "stop"
+    most_skipped: int = setting(default=10, at_least=1)
+
+
 def _standard_measures() -> tuple[Measure, ...]:
     measures = registry("measure")
     attacked, objective = measures.get("attacked"), registry("objective").get("margin")
@@ -119,6 +132,7 @@ class Recipe:
     accumulate: int = setting(default=1, at_least=1)
     validation: Validation = setting(default=attrs.Factory(Validation))
     precision: Precision = setting(default=attrs.Factory(Precision))
+    health: Health = setting(default=attrs.Factory(Health))
     evaluation: tuple[Suite, ...] = setting(default=attrs.Factory(lambda: (Suite(),)))
     control: Recipe | None = None
     seed: int = setting(default=1, at_least=0)

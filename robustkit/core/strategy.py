@@ -10,6 +10,7 @@ What only some have, and the loop asks for where it is there. Of specs:
   batch.
 - `sought`, of a data set: what is looked for on the disk, and where (`datasets.location.Sought`); `robustkit doctor`
   says whether it is there.
+- `clip_norm`, of an optimiser: gradients longer than that (None: none) are shortened to it before each step.
 - `interval`: its passes repeat every so many steps (else: every step). `passes_in(recipe, progress)`, of an epsilon
   schedule or an attack: its passes where they depend on the rest of the recipe. `stops_early` True: what is declared is
   the most that it makes, or has the attack make.

@@ -17,13 +17,15 @@ class SGD:
     """Stochastic gradient descent with momentum; weight decay on all parameters, as the papers' code has it.
 
     `lr` is the largest rate: the schedule multiplies it. `decay_norm` false leaves the parameters of normalisations
-    undecayed, `decay_norm_and_bias` false all one-dimensional ones.
+    undecayed, `decay_norm_and_bias` false all one-dimensional ones. The gradient of all parameters together is
+    shortened to `clip_norm` where it is longer (None: never).
     """
 
     lr: float = setting(default=0.1, above=0)
     momentum: float = setting(default=0.9, at_least=0, below=1)
     nesterov: bool = False
     weight_decay: float = setting(default=5e-4, at_least=0)
+    clip_norm: float | None = setting(default=None, above=0)
     decay_norm: bool = True
     decay_norm_and_bias: bool = True
 

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from robustkit.core.batch import Progress
 from robustkit.core.collapse import Seen
+from robustkit.core.overfitting import WINDOW
 from robustkit.core.parts import Parts, Totals
 from robustkit.core.recipe import Recipe
 from robustkit.core.spec import digest
@@ -120,6 +121,10 @@ class TerminalDisplay:
         self.say("".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)) + remark)
         if self._parts.best.get("collapse") == report["epoch"]:
             self.say(_collapse(report, recipe))
+        if self._parts.course.get("leap") == report["step"]:
+            self.say(_leap(report))
+        if self._parts.course.get("overfitting") == report["epoch"]:
+            self.say(_overfitting(report))
         self._mark = time.monotonic()  # what validation took is not the next step's
 
     def measuring(self, checkpoint: str, key: str, news: News) -> None:
@@ -181,6 +186,29 @@ def _collapse(report: dict[str, Any], recipe: Recipe) -> str:
         f"Catastrophic overfitting: since epoch {before['epoch']}, accuracy under the validation attack fell to {falls}"
         f", under FGSM it is {stays}; checkpoints/best keeps epoch {before['epoch']}, {end}. "
         "Remedies: a smaller radius, loss=grad-align, attack=n-fgsm, attack=pgd"
+    )
+
+
+def _leap(report: dict[str, Any]) -> str:
+    """What to say when a gradient was far longer than usual."""
+    gradient = report["gradient"]
+    return (
+        f"Gradients leap: in step {gradient['step']} their norm is {gradient['largest']:.3g}, {gradient['leap']:.3g} "
+        f"times the usual one, see gradient in metrics.jsonl. Remedies: a lower optimizer.lr, a warm-up, "
+        f"optimizer.clip_norm={gradient['largest'] / gradient['leap']:.2g}"
+    )
+
+
+def _overfitting(report: dict[str, Any]) -> str:
+    """What to say when training has begun to cost robustness."""
+    best, now = report["overfitting"]["best"], report["overfitting"]["now"]
+    held_out, trained = (
+        f"{formats.percent(now[k])} % (from {formats.percent(best[k])} %)" for k in ("robust", "training")
+    )
+    return (
+        f"Robust overfitting: since epoch {best['epoch']}, accuracy under the validation attack fell to {held_out} on "
+        f"held-out images and rose to {trained} on those trained on, means of {WINDOW} epochs; checkpoints/best is the "
+        "one to use. Remedies: fewer epochs, weights=awp, average=exponential, more data"
     )
 
 

@@ -167,6 +167,8 @@ def _train_to(parts: Parts, steps: int) -> float:
         display=Silent(),
         save=nothing,
         rewind=nothing,
+        go_back=nothing,
+        set_aside=nothing,
         record=nothing,
         should_stop=lambda parts: parts.step >= steps,
         should_save=lambda: False,

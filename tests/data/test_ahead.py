@@ -177,7 +177,17 @@ def test_nothing_of_what_was_expected_is_left(streamed: Recipe) -> None:
     def never(*arguments: Any) -> bool:
         return False
 
-    train(parts, display=Silent(), save=print, rewind=print, record=print, should_stop=never, should_save=never)
+    train(
+        parts,
+        display=Silent(),
+        save=print,
+        rewind=print,
+        go_back=print,
+        set_aside=print,
+        record=print,
+        should_stop=never,
+        should_save=never,
+    )
     assert parts.train._expected == {}
 
 

@@ -6,7 +6,10 @@ from tiny import tiny_model
 from torch import nn
 
 from robustkit.core.errors import SpecError
+from robustkit.core.loop import train_step
 from robustkit.optimizers import SGD
+from robustkit.runs import load_parts, make_world
+from robustkit.testing import tiny_recipe
 
 
 def groups(model: nn.Module, **options: float) -> list[dict]:
@@ -49,6 +52,30 @@ def test_a_groups_own_decay_wins() -> None:
 
 
 def test_refused() -> None:
-    for wrong in ({"lr": 0.0}, {"momentum": 1.0}, {"weight_decay": -1.0}, {"nesterov": True, "momentum": 0.0}):
+    for wrong in (
+        {"lr": 0.0},
+        {"momentum": 1.0},
+        {"weight_decay": -1.0},
+        {"nesterov": True, "momentum": 0.0},
+        {"clip_norm": 0.0},
+    ):
         with pytest.raises(SpecError):
             SGD(**wrong)
+
+
+@pytest.mark.parametrize("clip_norm", [0.05, 1e6])
+def test_clipping_is_torchs(clip_norm: float) -> None:
+    """All parameters' gradient as one, before the step; what is reported is its length as it was."""
+    plain, clipped = (
+        load_parts(given, make_world(given, "cpu"))
+        for given in (tiny_recipe(optimizer=SGD(clip_norm=clip)) for clip in (None, clip_norm))
+    )
+    rows = plain.order(0)[:16]
+    plain.optimizer.step = lambda: None  # type: ignore[method-assign]  gradients only
+    for parts in (plain, clipped):
+        train_step(parts, rows)
+    length = torch.nn.utils.clip_grad_norm_(plain.model.parameters(), clip_norm)
+    assert (length > clip_norm) == (clip_norm < 1)
+    for mine, theirs in zip(clipped.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    assert float(plain.totals.gradients[0]) == float(clipped.totals.gradients[0]) == pytest.approx(float(length))

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.models import register_model
 from torch import Tensor, nn
+
+from robustkit import registry, spec
+from robustkit.core.batch import Batch, Budget, Output, Passes, Prepared, Progress
+from robustkit.core.strategy import OuterLoss, Scene
+from robustkit.losses import CrossEntropy
 
 
 class Plain(nn.Module):
@@ -30,6 +37,73 @@ def robustkit_test_plain(pretrained: bool = False, in_chans: int = 3, **kwargs: 
     return Plain(in_chans)
 
 
+class Infinite(torch.autograd.Function):
+    """The same number, with an infinite slope."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * torch.inf
+
+
+@spec
+class Faulty:
+    """Another loss, and a term that goes wrong in some steps (counted from 1).
+
+    With "nan" and "inf" the objective alone does: its gradient is finite. `where` is the piece of the batch, and so the
+    process, that holds its first or its last image.
+    """
+
+    steps: tuple[int, ...] = (6,)
+    fault: Literal["nan", "inf", "gradient"] = "nan"
+    where: Literal["anywhere", "first", "last"] = "anywhere"
+    base: OuterLoss = CrossEntropy()
+    accumulates: ClassVar[bool] = True
+    detach_target: ClassVar[bool] = True
+
+    @property
+    def needs_target(self) -> bool:
+        return self.base.needs_target
+
+    def passes(self, progress: Progress) -> Passes:
+        return self.base.passes(progress)
+
+    def prepare(self, scene: Scene, budget: Budget, x_adv: Tensor) -> Prepared:
+        prepared, part = self.base.prepare(scene, budget, x_adv), scene.part
+        there = {"anywhere": True, "first": part.start == 0, "last": part.stop == part.total}[self.where]
+        struck = there and scene.progress.step + 1 in self.steps
+        return prepared._replace(extras=prepared.extras | {"struck": torch.tensor(struck)})
+
+    def __call__(
+        self,
+        outputs: dict[str, Output],
+        target: Tensor | None,
+        batch: Batch,
+        extras: dict[str, Tensor],
+        progress: Progress,
+    ) -> dict[str, Tensor]:
+        terms = self.base(outputs, target, batch, extras, progress)
+        value = next(iter(outputs.values())).logits.sum() * 0
+        if bool(extras["struck"]):
+            value = Infinite.apply(value) if self.fault == "gradient" else value + float(self.fault)
+        return terms | {"struck": value}
+
+
+@contextmanager
+def faulty_known() -> Iterator[None]:
+    """Registered inside, and nowhere else: other tests go through all names there are."""
+    names = registry("loss")
+    names.register("faulty")(Faulty)
+    try:
+        yield
+    finally:
+        names._classes.pop("faulty", None)
+        names._names.pop(Faulty, None)
+
+
 def no_figures() -> ModuleType:
     """What stands in for the drawing of figures."""
     stub = ModuleType("robustkit.reporting.figures")
@@ -42,15 +116,16 @@ def main(recipes: Path, out: Path) -> None:
 
     sys.modules["robustkit.reporting.figures"] = no_figures()
     torch.set_num_threads(1)
-    for path in sorted(recipes.glob("*.json")):
-        print(path.stem, flush=True)
-        folder = out / path.stem
-        if "resumed" in path.stem:
-            run(load_recipe(path), out=folder, device="cpu", max_steps=2)
-            resume(folder, device="cpu", max_steps=7)
-            resume(folder, device="cpu")
-        else:
-            run(load_recipe(path), out=folder, device="cpu")
+    with faulty_known():
+        for path in sorted(recipes.glob("*.json")):
+            print(path.stem, flush=True)
+            folder = out / path.stem
+            if "resumed" in path.stem:
+                run(load_recipe(path), out=folder, device="cpu", max_steps=2)
+                resume(folder, device="cpu", max_steps=7)
+                resume(folder, device="cpu")
+            else:
+                run(load_recipe(path), out=folder, device="cpu")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustkit import Model, evolve, run
+from robustkit import Health, Model, evolve, run
 from robustkit.attacks import LDAT, PGD, RSFGSM, Calibrated, Dynamic, Friendly, Grouped, Within
 from robustkit.core import checkpoint
 from robustkit.core.recipe import Recipe, Suite, Validation, save_recipe
@@ -67,6 +67,13 @@ def recipe(**parts: Any) -> Recipe:
 
 
 PLAIN = Model(backbone="robustkit_test_plain")
+with driver.faulty_known():  # a NaN in the second process's objective alone, whose gradients are finite
+    FAULTY = {
+        f"faulty-{on_fault}": recipe(
+            loss=driver.Faulty(steps=(5,), where="last"), health=Health(on_fault=on_fault), optimizer=SGD(lr=0.01)
+        )
+        for on_fault in ("skip", "rewind")
+    }
 RECIPES = {
     "plain-adversarial-training": recipe(),
     "l2": recipe(threat=L2()),
@@ -137,6 +144,7 @@ RECIPES = {
     ),
     "resnet": recipe(model=Model(backbone="resnet18_cifar_w16"), threat=L2(), epochs=1, optimizer=SGD(lr=0.003)),
     "control": evolve(recipe(epochs=1), control=recipe(epochs=1, attack=None)),
+    **FAULTY,
     "resumed": recipe(epsilon=ECAS(), target=Momentum(inner=Universal(), start=0.3), average=Exponential(rate=0.8)),
 }
 
@@ -149,8 +157,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
     draws = np.random.default_rng(0)
     image, label = draws.integers(0, 256, (90, 8, 8, 1), dtype=np.uint8), draws.integers(0, 4, 90)
     np.savez(base / "made.npz", image=image, label=label)
-    for name, value in RECIPES.items():
-        save_recipe(value, base / "recipes" / f"{name}.json")
+    with driver.faulty_known():
+        for name, value in RECIPES.items():
+            save_recipe(value, base / "recipes" / f"{name}.json")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -173,7 +182,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
         with logs[rank].open("w") as log:
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     try:
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, driver.faulty_known():
             patch.setitem(sys.modules, "robustkit.reporting.figures", driver.no_figures())
             patch.setenv("ROBUSTKIT_DATA_DIR", str(base))
             for name, value in RECIPES.items():
@@ -250,6 +259,17 @@ def test_results(name: str, folders: tuple[Path, Path]) -> None:
             mine, theirs = one[which][key], two[which][key]
             assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
     assert (folders[0] / name / "control").exists() == (folders[1] / name / "control").exists()
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_fault_in_one_process(name: str, folders: tuple[Path, Path]) -> None:
+    """All notice it, and skip the same step; the batch is kept whole, in its order."""
+    assert [report.get("skipped") for report in metrics(folders[1] / name)] == [None, [5], None]
+    one, two = (checkpoint.read(folder / name / "faults" / "step-000005.safetensors") for folder in folders)
+    for key in ("rows", "labels", "images", "epsilon"):
+        assert torch.equal(one[0][key], two[0][key])
+    assert len(two[0]["rows"]) == 16 and one[1]["terms"]["struck"] == two[1]["terms"]["struck"] == "nan"
+    assert one[1]["gradients that are not finite"] == two[1]["gradients that are not finite"] == []
 
 
 def test_what_is_covered() -> None:
