@@ -364,6 +364,7 @@ def _train_and_judge(
 ) -> str:
     """Everything one recipe asks for that its folder does not hold yet. Returns why it stopped, "" when all is done."""
     parts = load_parts(recipe, world)
+    last = folder / "checkpoints" / "last.safetensors"
     metrics = folder / "metrics.jsonl"
     lines = 0
     restored = _restored(parts, folder, display)
@@ -431,7 +432,7 @@ def _train_and_judge(
             checkpoint.append_line(metrics, json.dumps(report, sort_keys=True))
         lines += 1
 
-    if world.any(not (folder / "checkpoints" / "last.safetensors").is_file()):
+    if world.any(not last.is_file()):
         save("last")
     with keeping_memory():
         finished = train(
@@ -460,28 +461,28 @@ def _restored(parts: Parts, folder: Path, display: RunDisplay) -> dict[str, Any]
         CheckpointError: neither the last nor the one before it is whole, or they belong to another recipe.
     """
     last = folder / "checkpoints" / "last.safetensors"
-    faults: list[str] = []
+    found: list[str] = []
     for path in (last, checkpoint.previous(last)):
         try:
             facts = restore(parts, path)
         except DamagedError as error:
-            faults.append(f"{path.name}: {error.fault}")
+            found.append(f"{path.name}: {error.fault}")
             continue
-        if faults:
+        if found:
             parts.world.barrier()  # until every process has found it so
             if parts.world.rank == 0:
                 moved = [set_aside(last, "damaged")]
                 moved += [set_aside(folder / name, "lost") for name in ("results.json", "outcomes.json")]
                 kept = ", ".join(file.name for file in moved if file is not None)
                 kept = f" (set aside: {kept})" if kept else ""
-                display.say(f"{last.parent}/{faults[0]}; going on from the one before it, of step {parts.step}{kept}")
+                display.say(f"{last.parent}/{found[0]}; going on from the one before it, of step {parts.step}{kept}")
         return facts
     metrics = folder / "metrics.jsonl"
     written = [path for path in last.parent.glob("*.safetensors*") if path.suffix != ".partial"]
     if not written and not (metrics.is_file() and metrics.stat().st_size):
         return None
     remedy = f"put a copy back, or begin anew: robustkit run {folder} --out OTHER"
-    raise CheckpointError(f"no checkpoint is whole ({'; '.join(faults)})", place=str(last.parent), remedy=remedy)
+    raise CheckpointError(f"no checkpoint is whole ({'; '.join(found)})", place=str(last.parent), remedy=remedy)
 
 
 def _cut_back(metrics: Path, lines: int, display: RunDisplay) -> int:

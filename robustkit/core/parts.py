@@ -115,7 +115,7 @@ class Parts:
     step: int = 0  # optimiser steps done
     best: dict[str, Any] = attrs.field(factory=dict)  # epoch and score of the best one; collapse, rewind since
     skipped: list[int] = attrs.field(factory=list)  # steps, counted from 1, that were or will be passed over
-    course: dict[str, Any] = attrs.field(factory=dict)  # what `core.course` remembers of the epochs before
+    course: dict[str, Any] = attrs.field(factory=dict)  # what `core.leap` and `core.overfitting` remember
 
     @property
     def steps_per_epoch(self) -> int:
