@@ -25,6 +25,7 @@ import robustkit
 from robustkit.core import checkpoint as checkpoints
 from robustkit.core.errors import CheckpointError, UserError
 from robustkit.core.model import STATISTICS
+from robustkit.core.reading import read_object
 from robustkit.core.recipe import Recipe, result_key
 from robustkit.core.registry import hint, registry
 from robustkit.core.spec import canonical, digest, to_json
@@ -134,11 +135,11 @@ def _source(run: Path, checkpoint: str) -> _Source:
     if not (run / "recipe.json").is_file():
         raise UserError("is not a run folder: it has no recipe.json", place=str(run))
     state, facts = read(run, checkpoint)
+    checkpoints.facts_of(run / "checkpoints" / f"{checkpoint}.safetensors", step=int, epoch=int, best=dict)
     recipe = recipe_of(run)
     if facts["digest"] != digest(recipe):
         raise CheckpointError("belongs to another recipe than recipe.json", place=f"{run}, checkpoint '{checkpoint}'")
-    path = run / "environment.json"
-    environment = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    environment = read_object(run / "environment.json")
     found = read_results(run).get(checkpoint, {})
     keys = [result_key(suite, measure) for suite, measure in recipe.measures()]
     results = {key: found[key] for key in dict.fromkeys([*keys, *found]) if key in found}  # in the recipe's order
@@ -254,7 +255,7 @@ def _selection(source: _Source) -> str:
         return f"Last checkpoint, after {recipe.epochs} epochs: nothing was selected{remark}"
     what = "natural" if recipe.attack is None or recipe.validation.attack is None else "robust"
     return (
-        f"Best checkpoint, epoch {facts['best']['epoch']} of {recipe.epochs}: the highest {what} accuracy on "
+        f"Best checkpoint, epoch {facts['best'].get('epoch')} of {recipe.epochs}: the highest {what} accuracy on "
         f"{recipe.validation.images:,} training images that were held out. Test images chose nothing"
     )
 
@@ -268,7 +269,8 @@ def _fingerprint(source: _Source) -> str:
 
 def _machine(source: _Source) -> str:
     known = source.environment
-    packages = ", ".join(f"{name} {version}" for name, version in known.get("packages", {}).items() if version)
+    found = known.get("packages")
+    packages = ", ".join(f"{name} {version}" for name, version in found.items() if version) if found else ""
     return f"Trained on {known.get('device_name') or 'an unknown device'} with {packages or 'unknown versions'}"
 
 
@@ -371,7 +373,7 @@ def _definition(source: _Source, name: str) -> str:
     count = len(facts["classes"])
     network = build(facts)
     ours = type(network.backbone).__module__.startswith("robustkit.")
-    arguments = f'"{recipe.model.backbone}", num_classes=0, in_chans={channels}'
+    arguments = f"{json.dumps(recipe.model.backbone)}, num_classes=0, in_chans={channels}"
     if recipe.model.patch_size is not None:
         arguments += f", patch_size={recipe.model.patch_size}"
     if _takes_size(recipe, channels, (height, width)):

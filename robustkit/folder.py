@@ -23,30 +23,63 @@ import torch
 import robustkit
 from robustkit.core import checkpoint
 from robustkit.core.errors import StorageError, UserError
+from robustkit.core.reading import parse_json, read_object, read_text
 from robustkit.core.recipe import Recipe, save_recipe, split_address
 from robustkit.core.spec import digest, to_json
 from robustkit.core.world import World
 
 _BEGUN = ".begun"
 """What is in a folder until it is a run."""
+LARGEST_NUMBER = 1e300
+"""Numbers in files are below it: no infinities, and none that formats or floats cannot take."""
 
 
 def read_results(folder: Path) -> dict[str, Any]:
     """results.json of a run, {} where there is none yet.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: it is not JSON, or does not hold results.
     """
-    path = folder / "results.json"
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"not JSON: {error}", place=str(path), remedy="remove it and resume the run") from error
-    if not isinstance(data, dict):
-        raise UserError("not an object", place=str(path), remedy="remove it and resume the run")
+    path, remedy = folder / "results.json", "remove it and resume the run"
+    data = read_object(path, remedy)
+    for name, results in data.items():
+        for key, entry in results.items() if isinstance(results, dict) else [("", results)]:
+            if not _is_result(entry):
+                raise UserError(f"holds no result at '{name}', '{key}'", place=str(path), remedy=remedy)
     return data
+
+
+def _is_result(entry: Any) -> bool:
+    """Whether what tables, figures and comparisons ask of a result is there, and is what it should be."""
+    if not isinstance(entry, dict):
+        return False
+    count, interval, notes = entry.get("n"), entry.get("ci95"), entry.get("notes", [])
+    shares, texts = entry.get("shares", {}), [entry.get("path", ""), *(notes if isinstance(notes, list) else [None])]
+    return (
+        _is_share(entry.get("accuracy"))
+        and type(count) is int
+        and count >= 0
+        and isinstance(interval, list)
+        and len(interval) == 2
+        and all(map(_is_share, interval))
+        and _is_number(entry.get("seconds", 0))
+        and _are_shares(entry.get("breakdown", {}))
+        and isinstance(shares, dict)
+        and all(map(_are_shares, shares.values()))
+        and all(isinstance(text, str) for text in texts)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -LARGEST_NUMBER < value < LARGEST_NUMBER
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and -0.1 <= value <= 1.1
+
+
+def _are_shares(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_share, value.values()))
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
@@ -60,15 +93,51 @@ def read_outcomes(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
     `images` is a fingerprint of the images judged and their order: outcomes may be compared image by image where it is
     the same. `right` has one character for each image: "1" where the model got it right.
     """
-    path = folder / "outcomes.json"
-    if not path.is_file():
-        return {}
-    try:
-        data: dict[str, dict[str, dict[str, str]]] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        remedy = "remove it and measure the run again"
-        raise UserError(f"not JSON: {error}", place=str(path), remedy=remedy) from error
+    path, remedy = folder / "outcomes.json", "remove it and measure the run again"
+    data = read_object(path, remedy)
+    for name, outcomes in data.items():
+        for key, entry in outcomes.items() if isinstance(outcomes, dict) else [("", outcomes)]:
+            said = [entry.get(part) for part in ("images", "right")] if isinstance(entry, dict) else [None]
+            if not all(isinstance(text, str) for text in said) or str(said[-1]).strip("01"):
+                raise UserError(f"holds no outcomes at '{name}', '{key}'", place=str(path), remedy=remedy)
     return data
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The reports of a run's epochs, as metrics.jsonl has them; none where there is none yet.
+
+    Raises:
+        UserError: a line is no report of an epoch.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    reports = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            report = parse_json(line)
+        except ValueError as error:
+            raise UserError(f"not JSON: {error}", place=f"{path}:{number}") from error
+        if not _is_report(report):
+            raise UserError("is no report of an epoch", place=f"{path}:{number}", remedy="put back the file as it was")
+        reports.append(report)
+    return reports
+
+
+def _is_report(report: Any) -> bool:
+    """Whether what figures ask of an epoch is there, and is what it should be."""
+    if not isinstance(report, dict) or not isinstance(report.get("radii"), dict):
+        return False
+    numbers, counts = [report.get("train"), report.get("validation", {}), report.get("training", {})], report["radii"]
+    return (
+        all(isinstance(part, dict) and all(map(_is_number, part.values())) for part in numbers)
+        and {"objective", "epsilon"} <= report["train"].keys()
+        and type(report.get("epoch")) is int
+        and _is_number(report.get("lr"))
+        and _is_number(counts.get("unit"))
+        and isinstance(counts.get("counts"), list)
+        and all(map(_is_number, counts["counts"]))
+    )
 
 
 def write_outcomes(folder: Path, outcomes: dict[str, dict[str, dict[str, str]]]) -> None:
@@ -148,15 +217,15 @@ def write_facts(
 def note(folder: Path, **facts: str) -> None:
     """Adds to environment.json what is known once data are loaded and the model is built."""
     path = folder / "environment.json"
-    environment = json.loads(path.read_text(encoding="utf-8"))
+    environment = read_object(path, "remove it: it is for reading only")
     checkpoint.write_text(path, json.dumps(environment | facts, indent=2) + "\n")
 
 
 def noted(folder: Path, fact: str) -> str | None:
     """What `note` noted; None where nothing is."""
     try:
-        found = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get(fact)
-    except (OSError, ValueError, AttributeError):
+        found = read_object(folder / "environment.json").get(fact)
+    except UserError:
         return None
     return found if isinstance(found, str) else None
 

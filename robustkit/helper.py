@@ -50,9 +50,9 @@ class Helper:
             raise UserError("the helper's run is not there", place=self.run, remedy=remedy)
         last = folder / "checkpoints" / "last.safetensors"
         if last.is_file():
-            facts = facts_of(last)
-            done, epochs = facts["epoch"], facts["recipe"]["epochs"]
-            if done < epochs:
+            facts = facts_of(last, epoch=int, recipe=dict)
+            done, epochs = facts["epoch"], facts["recipe"].get("epochs")
+            if not isinstance(epochs, int) or done < epochs:
                 remedy = f"robustkit resume {self.run}"
                 raise UserError(f"the helper stands at epoch {done} of {epochs}", place=self.run, remedy=remedy)
         state, facts = loading.read(folder, self.checkpoint)
@@ -60,6 +60,7 @@ class Helper:
         if (shape, classes) != (world.image_shape, world.classes):
             fault = f"the helper is for {classes} classes of {shape} images, the data have {world.classes} of"
             raise UserError(f"{fault} {world.image_shape}", place=self.run, remedy="train one on these data")
+        loading.refuse_another_size(state, facts, folder)
         network = loading.build(facts)
         try:
             network.load_state_dict(state)

@@ -6,7 +6,7 @@ model(images).argmax(dim=1)
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,20 @@ from torch import Tensor, nn
 import robustkit.backbones  # noqa: F401  registers ours
 from robustkit.core import checkpoint as checkpoints
 from robustkit.core.device import device_of
-from robustkit.core.errors import CheckpointError, RegistryError, UserError
+from robustkit.core.errors import CheckpointError, RegistryError, SpecError, UserError
 from robustkit.core.model import Model, RobustModel
+from robustkit.core.reading import read_json
 from robustkit.core.recipe import execute
 from robustkit.core.registry import hint
 from robustkit.core.spec import evolve, from_json
 from robustkit.core.strategy import Dataset, Head
+from robustkit.data.images import describe
 
 CHECKPOINTS = ("last", "best")
 EXPORTED = "model.safetensors"
 """The file that makes a folder an exported model; `model.json` beside it holds its facts once more, to be read."""
+LARGEST_IMAGE = 1 << 22
+"""Numbers in an image (3 x 1182 x 1182); a file that asks for more is no classifier's."""
 
 
 class Classifier(nn.Module):
@@ -54,7 +58,8 @@ def load(path: str | Path, checkpoint: str | None = None, device: str | torch.de
 
     It is in eval mode, and its parameters require gradients, so that it can be attacked and trained on. Where the
     recipe averages weights, these are the averaged ones. Weights are safetensors, which hold nothing that runs; but
-    where a run's own recipe.py defines its head or backbone, that file is executed, as `resume` and `eval` do.
+    where a run's own recipe.py defines its head or backbone, that file is executed, as `resume` and `eval` do. Nothing
+    in an exported folder is.
 
     Args:
         path: the folder.
@@ -66,7 +71,9 @@ def load(path: str | Path, checkpoint: str | None = None, device: str | torch.de
     """
     path = Path(path)
     state, facts = read(path, checkpoint)
-    network = build(facts, path / "recipe.py")
+    source = None if (path / EXPORTED).is_file() else path / "recipe.py"
+    refuse_another_size(state, facts, path, source)
+    network = build(facts, source)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -87,9 +94,18 @@ def read(path: Path, checkpoint: str | None = None) -> tuple[dict[str, Tensor], 
     exported = (path / EXPORTED).is_file()
     try:
         state, facts = _read_export(path, checkpoint) if exported else _read_run(path, checkpoint or "last")
-        _ = facts["recipe"]["model"], facts["recipe"]["head"], facts["classes"], facts["image_shape"], facts["digest"]
+        _ = facts["recipe"]["model"], facts["recipe"]["head"], facts["digest"]
+        classes, image_shape = facts["classes"], facts["image_shape"]
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"lacks what a model needs: {error}", place=str(path)) from error
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise CheckpointError("does not say the names of its classes", place=str(path))
+    if len(set(classes)) < len(classes):
+        raise CheckpointError("has two classes of one name", place=str(path))
+    if not isinstance(image_shape, list) or [type(size) for size in image_shape] != [int, int, int]:
+        raise CheckpointError("does not say the (channels, height, width) of its images", place=str(path))
+    if min(image_shape) < 1 or math.prod(image_shape) > LARGEST_IMAGE:
+        raise CheckpointError(f"is for images of {describe(tuple(image_shape))}", place=str(path))
     return state, facts
 
 
@@ -103,6 +119,29 @@ def build(facts: dict[str, Any], source: Path | None = None) -> RobustModel:
     """
     channels, height, width = facts["image_shape"]
     return fresh(*_strategies(facts["recipe"], source), len(facts["classes"]), (channels, height, width))
+
+
+def refuse_another_size(
+    state: dict[str, Tensor], facts: dict[str, Any], path: Path, source: Path | None = None
+) -> None:
+    """Before `build` asks for memory: facts may describe a network thousands of times as large as the weights.
+
+    Raises:
+        UserError: they do; or its head or backbone is not installed.
+    """
+    model, head = _strategies(facts["recipe"], source)
+    channels, height, width = facts["image_shape"]
+    try:
+        with torch.device("meta"), torch.random.fork_rng(()):
+            network = evolve(model, pretrained=False).build(head, len(facts["classes"]), (channels, height, width), 0)
+    except (RuntimeError, SpecError) as error:
+        if "meta" in str(error.__cause__ if isinstance(error, SpecError) else error):
+            return  # some networks cannot be built without numbers
+        raise CheckpointError(f"describes no network: {' '.join(str(error).split())}", place=str(path)) from error
+    wanted, held = (sum(tensor.numel() for tensor in found.values()) for found in (network.state_dict(), state))
+    if wanted > 2 * held + 1_000_000:
+        fault = f"its weights do not fit its recipe: they are {held:,} numbers, it describes {wanted:,}"
+        raise CheckpointError(fault, place=str(path))
 
 
 def fresh(model: Model, head: Head, classes: int, image_shape: tuple[int, int, int]) -> RobustModel:
@@ -164,8 +203,8 @@ def _read_export(folder: Path, name: str | None) -> tuple[dict[str, Tensor], dic
         raise CheckpointError(fault, place=str(folder), remedy="export the other one too")
     readable = (folder / EXPORTED).with_suffix(".json")
     try:
-        same = not readable.is_file() or json.loads(readable.read_text(encoding="utf-8")) == facts
-    except ValueError:
+        same = not readable.is_file() or read_json(readable) == facts
+    except UserError:
         same = False
     if not same:
         remedy = "put back the file that was exported, or remove it: only a copy for reading is in it"

@@ -28,6 +28,7 @@ from robustkit.core.device import device_of
 from robustkit.core.errors import CheckpointError, DamagedError, RecipeError, RegistryError, UserError
 from robustkit.core.loop import Display, train
 from robustkit.core.parts import Parts, Totals, assemble
+from robustkit.core.reading import read_text
 from robustkit.core.recipe import Precision, Recipe, Suite, execute, load_recipe, rehearsed, result_key
 from robustkit.core.registry import registry
 from robustkit.core.spec import digest, evolve, flatten, from_json, to_json
@@ -210,7 +211,7 @@ def evaluate_run(
     wanted = evolve(recipe, evaluation=some_of(suites, keys, limit))
     parts = load_parts(recipe, make_world(recipe, device))
     facts = restore(parts, folder / "checkpoints" / "last.safetensors", weights_only=True)
-    parts.step, parts.best = int(facts["step"]), dict(facts["best"])
+    parts.step, parts.best = facts["step"], facts["best"]
     finished = parts.finished
     kept = finished and limit is None
     if not kept:
@@ -258,7 +259,7 @@ def recipe_of(folder: Path) -> Recipe:
     try:
         return load_recipe(folder / "recipe.json")
     except RecipeError as error:
-        if not isinstance(error.__cause__, RegistryError):
+        if not isinstance(error.__cause__, RegistryError) or not (folder / "recipe.py").is_file():
             raise
         # Strategies may be defined in the recipe's own file: run the folder's copy, which registers them.
         execute(folder / "recipe.py")
@@ -306,12 +307,15 @@ def restore(parts: Parts, path: Path, *, weights_only: bool = False) -> dict[str
     Raises:
         CheckpointError: it is missing, damaged, or of another recipe (the differing settings are named).
     """
-    tensors, facts = checkpoint.read(path)
+    wanted = {"step": int, "best": dict} | ({} if weights_only else {"metrics": int})
+    tensors, facts = checkpoint.read(path, **wanted)
     if facts.get("digest") != digest(parts.recipe) and not _means(facts.get("recipe"), parts.recipe):
         theirs, ours = flatten(facts.get("recipe", {})), flatten(to_json(parts.recipe))
         differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
         shown = ", ".join(f"{key}={theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing[:5])
         raise CheckpointError(f"belongs to another recipe ({shown or 'an unknown one'})", place=str(path))
+    if not _is_best(facts["best"]):
+        raise CheckpointError("does not say which epoch was the best", place=str(path))
     try:
         if weights_only:
             prefix = "model." if parts.averaged is None else "average."
@@ -319,13 +323,23 @@ def restore(parts: Parts, path: Path, *, weights_only: bool = False) -> dict[str
             parts.final.load_state_dict(state)
         else:
             parts.load(tensors)
-            parts.step, parts.best = int(facts["step"]), dict(facts["best"])
+            parts.step, parts.best = facts["step"], facts["best"]
             parts.skipped, parts.course = list(facts.get("skipped", ())), dict(facts.get("course", {}))
             if "precision" in facts:
                 parts.precision = from_json(Precision, facts["precision"])
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(f"does not fit the recipe: {str(error).splitlines()[0]}", place=str(path)) from error
     return facts
+
+
+def _is_best(best: dict[str, Any]) -> bool:
+    """Whether it is what a run notes of its best epoch: numbers, and pairs of them."""
+    epochs = [best[name] for name in ("epoch", "collapse", "rewound") if name in best]
+    pairs = [best[name] for name in ("score", "seen") if name in best]
+    return all(type(epoch) is int for epoch in epochs) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(share, (int, float)) for share in pair)
+        for pair in pairs
+    )
 
 
 def _means(data: Any, recipe: Recipe) -> bool:
@@ -373,7 +387,7 @@ def _train_and_judge(
         if before not in (None, parts.path):
             display.say(f"Passes are computed in another way than before: {parts.path}; before: {before}")
         if world.rank == 0:
-            lines = _cut_back(metrics, int(restored["metrics"]), display)
+            lines = _cut_back(metrics, restored["metrics"], display)
         lines = world.share(lines)
         if not parts.finished:
             _ready(parts)
@@ -487,7 +501,7 @@ def _restored(parts: Parts, folder: Path, display: RunDisplay) -> dict[str, Any]
 
 def _cut_back(metrics: Path, lines: int, display: RunDisplay) -> int:
     """Takes from the metrics what was written after the checkpoint; how many lines there are now."""
-    found = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.is_file() else []
+    found = read_text(metrics).splitlines(keepends=True) if metrics.is_file() else []
     if len(found) < lines:
         display.say(f"{metrics}: has {len(found)} of {lines} epochs; those that are missing stay so")
     checkpoint.write_text(metrics, "".join(found[:lines]))

@@ -115,12 +115,9 @@ def _show(name: str, found: Audit) -> None:
 def _write(folder: Path, checkpoint: str, data: dict[str, Any]) -> Path:
     """audit.json holds the latest audit of each checkpoint."""
     from robustkit.core.checkpoint import write_text
+    from robustkit.reporting.curves import stored
 
     path = folder / "audit.json"
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        held = {}
-    held = held if isinstance(held, dict) else {}
+    held = stored(path)
     write_text(path, json.dumps(held | {checkpoint: data}, indent=2) + "\n")
     return path

@@ -11,32 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from robustkit.core.errors import CheckpointError, DamagedError
+from robustkit.core.errors import CheckpointError, DamagedError, UserError
+from robustkit.core.reading import LARGEST, open_file, parse_json
 
 _KEY = "robustkit"
-_LONGEST = 100 << 20  # bytes of a header, as safetensors has it
 
 
 def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], *, keep_previous: bool = False) -> None:
     """Writes `path` (.safetensors) so that a kill at any moment leaves the old file or the new one.
 
-    `facts` is JSON data; it travels inside the file, and a readable copy lies beside it. With `keep_previous` the file
-    that was there before remains, as `previous(path)`. The folder of the folder must be there: one that is gone is not
-    made anew.
+    `facts` is JSON data; it travels inside the file, and a readable copy lies beside it. To them are added `sha256`, of
+    the tensors, and `facts_sha256`, of all the others. With `keep_previous` the file that was there before remains, as
+    `previous(path)`. The folder of the folder must be there: one that is gone is not made anew.
 
     Raises:
         OSError: the disk is full, or refuses in another way. What was there before is as it was.
     """
     held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    facts = facts | {"sha256": _checksum(held)}
+    facts = json.loads(json.dumps(facts | {"sha256": _checksum(held)}))  # as they will be when read
+    facts["facts_sha256"] = _checksum_of_facts(facts)
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    text = json.dumps(facts, sort_keys=True)
-    _write(partial, save(held, metadata={_KEY: f"{text}\n{_sha256(text)}"}))
+    _write(partial, save(held, metadata={_KEY: json.dumps(facts, sort_keys=True)}))
     if keep_previous and path.is_file():
         _remain(path, previous(path))
     replace(partial, path)
@@ -48,32 +48,50 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path, **wanted: type) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and facts of a checkpoint.
+
+    Args:
+        wanted: facts that must be there, and their types.
 
     Raises:
         DamagedError: it is missing, truncated, damaged, or not one of ours. The line says whether the one before is
             whole; it never takes its place unasked.
+        CheckpointError: it is too large for this machine, or lacks a fact that is wanted.
     """
     try:
-        return _read(path)
+        return _read(path, wanted)
     except DamagedError as error:
         raise DamagedError(error.fault, place=error.place, remedy=_remedy(path)) from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not path.is_file():
-        raise DamagedError("no such checkpoint", place=str(path))
+def facts_of(path: Path, **wanted: type) -> dict[str, Any]:
+    """The facts alone, without reading the tensors.
+
+    Raises:
+        DamagedError, CheckpointError: as `read`, the tensors' checksum aside.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if _KEY not in metadata:
-                raise DamagedError("not a robustkit checkpoint", place=str(path))
-            facts = _facts(metadata[_KEY])
+        return _facts_of(path, wanted)
+    except DamagedError as error:
+        raise DamagedError(error.fault, place=error.place, remedy=_remedy(path)) from error
+
+
+def _read(path: Path, wanted: dict[str, type]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    _facts_of(path, wanted)  # before safetensors, which believes a header of any size, sees it
+    size, memory = path.stat().st_size, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        fault = f"holds {size / 1e9:,.0f} GB, more than the {memory / 1e9:,.0f} GB of this machine's memory"
+        raise CheckpointError(fault, place=str(path))
+    try:
+        with safe_open(path, framework="pt") as file:  # by now perhaps another file: its own facts count
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a handle, no dict
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"truncated or damaged: {error}", place=str(path)) from error
-    if facts.get("sha256") != _checksum(tensors):
+        found = _checksum(tensors)
+    except Exception as error:  # safetensors and torch raise whatever they like
+        raise DamagedError(f"truncated or damaged: {' '.join(str(error).split())}", place=str(path)) from error
+    facts = _facts(metadata, path, wanted)
+    if facts.get("sha256") != found:
         raise DamagedError("damaged: its contents do not match its checksum", place=str(path))
     return tensors, facts
 
@@ -82,41 +100,44 @@ def _remedy(path: Path) -> str:
     """What to do where the checkpoint is not whole."""
     before = previous(path)
     try:
-        _, facts = _read(before)
+        _, facts = _read(before, {"step": int})
         return (
             f"the one before it, {before.name} of step {facts['step']}, is whole: "
             f"robustkit resume {path.parent.parent} goes on from there"
         )
-    except (CheckpointError, KeyError):
+    except CheckpointError:
         return "take another checkpoint of the run, or start the run anew"
 
 
-def _facts(text: str) -> dict[str, Any]:
-    """The facts in a file's header: JSON, and in a line of its own a checksum, which the first files had not.
-
-    Raises:
-        ValueError: they are not what was written.
-    """
-    text, _, checksum = text.partition("\n")
-    facts = json.loads(text)
-    if not isinstance(facts, dict) or checksum not in ("", _sha256(text)):
-        raise ValueError("its facts do not match their checksum")
-    return facts
-
-
-def facts_of(path: Path) -> dict[str, Any]:
-    """The facts alone, without reading the tensors.
-
-    Raises:
-        DamagedError: as `read`, but of the header alone.
-    """
+def _facts_of(path: Path, wanted: dict[str, type]) -> dict[str, Any]:
+    if not os.path.lexists(path):
+        raise DamagedError("no such checkpoint", place=str(path))
     try:
-        with path.open("rb") as file:  # one look at one file: another may take its place in the meantime
+        with open_file(path) as file:  # one look at one file: another may take its place in the meantime
             length = int.from_bytes(file.read(8), "little")
-            return _facts(json.loads(file.read(min(length, _LONGEST)))["__metadata__"][_KEY])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        fault = f"not a checkpoint that can be read: {error}"
-        raise DamagedError(fault, place=str(path), remedy=_remedy(path)) from error
+            if length > LARGEST:
+                raise ValueError(f"its header would have {length:,} bytes")
+            header = parse_json(file.read(length).decode())
+    except (ValueError, OSError) as error:
+        raise DamagedError(f"truncated or damaged: {' '.join(str(error).split())}", place=str(path)) from error
+    except UserError as error:
+        raise DamagedError(error.fault, place=str(path)) from error
+    return _facts(header.get("__metadata__") if isinstance(header, dict) else None, path, wanted)
+
+
+def _facts(metadata: Any, path: Path, wanted: dict[str, type]) -> dict[str, Any]:
+    if not isinstance(metadata, dict) or not isinstance(metadata.get(_KEY), str):
+        raise DamagedError("not a robustkit checkpoint", place=str(path))
+    try:
+        facts = parse_json(metadata[_KEY])
+    except ValueError as error:
+        raise DamagedError(f"truncated or damaged: {error}", place=str(path)) from error
+    if not isinstance(facts, dict) or facts.get("facts_sha256") not in (None, _checksum_of_facts(facts)):
+        raise DamagedError("damaged: its facts do not match their checksum", place=str(path))
+    for name, kind in wanted.items():
+        if type(facts.get(name)) is not kind or (kind is int and facts[name] < 0):
+            raise CheckpointError(f"does not say its {name}", place=str(path))
+    return facts
 
 
 def write_text(path: Path, text: str) -> None:
@@ -150,6 +171,7 @@ def _write(partial: Path, content: bytes) -> None:
     """A file that the disk has no room for leaves the room that it took."""
     try:
         with naming(partial):
+            partial.unlink(missing_ok=True)  # a link would be followed
             partial.write_bytes(content)
     except OSError:
         partial.unlink(missing_ok=True)
@@ -178,10 +200,6 @@ def _remain(path: Path, name: Path) -> None:
         path.replace(name)
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _checksum(tensors: dict[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name in sorted(tensors):
@@ -189,3 +207,9 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def _checksum_of_facts(facts: dict[str, Any]) -> str:
+    """Of all facts but itself. Checkpoints of earlier versions have none."""
+    others = {name: fact for name, fact in facts.items() if name != "facts_sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()

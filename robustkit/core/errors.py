@@ -1,5 +1,19 @@
 """Mistakes of the user. Each becomes one line on standard error and exit code 2; anything else is our bug."""
 
+import re
+
+
+def visible(text: str) -> str:
+    """`text` with what is no letter, mark, digit, sign or blank written as \\x1b or \\u202e.
+
+    Names in files may hold what steers a terminal, turns its writing round, or cannot be written at all.
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line and paragraph separators, those that turn the direction round, halves of characters."""
+
 
 class UserError(Exception):
     """A mistake that its maker can mend: the fault, the place, the remedy, in one line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -137,7 +138,7 @@ def _create(model: Model, channels: int, size: tuple[int, int]) -> nn.Module:
 
     import robustkit.backbones  # noqa: F401  registers ours
 
-    if not timm.is_model(model.backbone):
+    if not re.fullmatch(r"[\w.]+", model.backbone) or not timm.is_model(model.backbone):  # timm takes any tag
         near = difflib.get_close_matches(model.backbone, timm.list_models(), n=3)
         remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else "see `robustkit list backbone`"
         raise SpecError(f"timm knows no model '{model.backbone}'", place="model.backbone", remedy=remedy)

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import attrs
 from robustkit.core.batch import Passes, Progress
 from robustkit.core.errors import RecipeError, UserError
 from robustkit.core.model import Model
+from robustkit.core.reading import read_json
 from robustkit.core.registry import hint, registry
 from robustkit.core.spec import evolve, from_json, hints, setting, spec, to_json, walk
 from robustkit.core.strategy import (
@@ -121,7 +123,7 @@ class Recipe:
     attack: Attack | None
     loss: OuterLoss
     schedule: Schedule
-    epochs: int = setting(at_least=1)
+    epochs: int = setting(at_least=1, at_most=100_000)  # looked at one by one when shown
     head: Head = _default("head", "linear")
     epsilon: EpsilonSchedule = _default("epsilon", "fixed")
     target: TargetDistribution | None = None
@@ -168,8 +170,8 @@ class Recipe:
                         remedy="set accumulate=1",
                     )
         keys = [key for suite, measure in self.measures() for key in [result_key(suite, measure)]]
-        for key in keys:
-            if keys.count(key) > 1:
+        for key, count in Counter(keys).items():
+            if count > 1:
                 raise RecipeError(
                     f"two measures report as '{key}'",
                     place="evaluation",
@@ -311,9 +313,9 @@ def load_recipes(path: str | Path) -> dict[str, Recipe]:
 
 def _from_json_file(path: Path) -> Recipe:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"not JSON: {error}", place=str(path)) from error
+        data = read_json(path)
+    except UserError as error:
+        raise RecipeError(error.fault, place=str(path), remedy=error.remedy) from error
     try:
         return from_json(Recipe, data)  # type: ignore[no-any-return]
     except UserError as error:

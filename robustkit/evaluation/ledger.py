@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.core.checkpoint import naming
+from robustkit.core.errors import UserError
+from robustkit.core.reading import LARGEST, parse_json, read_text
 from robustkit.core.strategy import Outcomes
 
 
@@ -54,18 +56,23 @@ class Ledger:
         """The latest entry of each slice, from all processes that ever wrote one."""
         entries: dict[int, Entry] = {}
         for path in self._files():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in read_text(path, 4 * LARGEST).splitlines():
                 try:
-                    data = json.loads(line)
+                    data = parse_json(line)
                     right = torch.tensor([sign == "1" for sign in data["right"]], dtype=torch.bool)
                     found = Entry(
-                        data["images"],
-                        Outcomes(right, data["breakdown"], tuple(data["notes"]), data.get("shares", {})),
-                        data["finished"],
-                        data["seconds"],
+                        str(data["images"]),
+                        Outcomes(
+                            right,
+                            {str(stage): float(share) for stage, share in data["breakdown"].items()},
+                            tuple(map(str, data["notes"])),
+                            {str(stage): dict(shares) for stage, shares in data.get("shares", {}).items()},
+                        ),
+                        bool(data["finished"]),
+                        float(data["seconds"]),
                     )
                     number = int(data["slice"])
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, AttributeError):
                     continue  # cut short
                 known = entries.get(number)
                 if known is None or len(found.outcomes.breakdown) >= len(known.outcomes.breakdown):

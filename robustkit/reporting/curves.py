@@ -16,6 +16,7 @@ from torch import nn
 
 from robustkit.core import checkpoint
 from robustkit.core.errors import UserError
+from robustkit.core.reading import read_object
 from robustkit.core.registry import hint
 from robustkit.core.strategy import ThreatModel
 from robustkit.evaluation.curves import ALONG, ClassAccuracy, Curve, by_class, curve
@@ -190,7 +191,6 @@ def _worst(classes: dict[str, tuple[ClassAccuracy, ...]]) -> str:
 def stored(path: Path) -> dict[str, Any]:
     """The curves that are there already; none where the file is not ours to read."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except UserError:
         return {}
-    return data if isinstance(data, dict) else {}

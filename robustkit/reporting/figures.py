@@ -29,6 +29,7 @@ from robustkit.core.rng import whole
 from robustkit.core.strategy import Predict
 from robustkit.data.loader import make_batch
 from robustkit.engine import Predictor
+from robustkit.folder import read_metrics
 from robustkit.objectives.inverse import InverseObjective
 
 EXAMPLES = 6
@@ -40,6 +41,7 @@ ROWS_OF_RADII = 24
 BLUE, VERMILLION, _PURPLE = "#0072B2", "#D55E00", "#CC79A7"  # Okabe and Ito's colours, which everybody can tell apart
 _TERMS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a class may be called $1$
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -59,9 +61,7 @@ def draw(folder: Path, parts: Parts) -> list[Path]:
 
     What the examples show goes to examples.json in `folder`, too: pictures, predicted classes, probabilities.
     """
-    metrics = folder / "metrics.jsonl"
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    reports: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    reports = read_metrics(folder)
     figures: dict[str, Figure] = {}
     with rc_context(STYLE):
         if reports:

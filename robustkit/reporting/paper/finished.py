@@ -23,7 +23,7 @@ from robustkit.evaluation.clean import Clean
 from robustkit.evaluation.evaluate import judge_slices, ledger_of, opened, rows_of
 from robustkit.evaluation.ledger import Ledger
 from robustkit.evaluation.sources import OwnImages
-from robustkit.folder import read_results
+from robustkit.folder import read_metrics, read_results
 from robustkit.loading import Classifier, load
 from robustkit.reporting.comparison import short_names
 from robustkit.reporting.curves import stored
@@ -83,8 +83,7 @@ class FinishedRun:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The reports of its epochs, as metrics.jsonl has them."""
-        file = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+        return read_metrics(self.folder)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the checkpoint holds, strategies' state included, on the CPU."""
@@ -133,7 +132,7 @@ class FinishedRun:
         store = self.folder / "figures.json"
         key = digest([what, self.facts["sha256"], SEED, self.images, facts])
         held = stored(store)
-        if key not in held:
+        if not isinstance(held.get(key), dict):
             held[key] = {"what": what, "checkpoint": self.checkpoint, "limit": self.images, **make()}
             checkpoints.write_text(store, json.dumps(held, indent=1, sort_keys=True) + "\n")
         kept: dict[str, Any] = held[key]
@@ -157,13 +156,13 @@ def open_runs(
     for path, name in zip(paths, short_names(paths), strict=True):
         folder = Path(path)
         recipe = recipe_of(folder)
-        last = checkpoints.facts_of(folder / "checkpoints" / "last.safetensors")
+        last = checkpoints.facts_of(folder / "checkpoints" / "last.safetensors", epoch=int, best=dict)
         _refuse_unfinished(folder, recipe, last)
         file = folder / "checkpoints" / f"{checkpoint}.safetensors"
         if not file.is_file():
             remedy = "give --checkpoint last: without held-out images there is no best"
             raise CheckpointError(f"has no checkpoint '{checkpoint}'", place=path, remedy=remedy)
-        facts = checkpoints.facts_of(file)
+        facts = checkpoints.facts_of(file, sha256=str)
         made.append(FinishedRun(folder, name, recipe, checkpoint, facts, images, device, display or Silent()))
     return tuple(made)
 
