@@ -7,6 +7,7 @@ for said in predict(model, find_pictures(["photos"]), threshold=0.6):
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from robustkit.core.errors import DataError, UserError
 from robustkit.data.loader import make_batch, validation_split
-from robustkit.datasets.image_folder import decode
+from robustkit.datasets.image_folder import decode, formats
 from robustkit.detection import Rejector, scores_of, threshold_for
 from robustkit.loading import EXPORTED, Classifier
 
@@ -91,7 +92,7 @@ def predict(
         raise UserError(f"takes images of {channels} channels, not pictures", place="model")
     every, device = list(files), next(model.parameters()).device
     rejector = Rejector(model, threshold or 0.0)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for start in range(0, len(every), batch_size):
             chunk = every[start : start + batch_size]
             pictures = list(pool.map(lambda file: _read(file, model.image_shape), chunk))
@@ -110,7 +111,7 @@ def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
     Raises:
         UserError: a folder holds no picture.
     """
-    formats = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in formats()}
     found: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
@@ -119,7 +120,7 @@ def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
         files = sorted(
             file
             for file in path.rglob("*")
-            if file.suffix.lower() in formats
+            if file.suffix.lower() in endings
             and file.is_file()
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
         )

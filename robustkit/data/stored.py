@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from pathlib import Path
+from typing import IO, Any
 
 import attrs
 import numpy as np
 import torch
 from torch import Tensor
 
-from robustkit.core.errors import DataError
+from robustkit.core.errors import DataError, UserError
+from robustkit.core.reading import open_file
+
+LONGEST_HEADER = 10_000
+"""Bytes of an array's header, as numpy has it; it would read 4 GB before it counts them."""
 
 
 @attrs.frozen(eq=False)
@@ -33,14 +40,21 @@ class Stored:
     def __attrs_post_init__(self) -> None:
         remedy = "delete the file: it is made anew"
         try:
-            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            with open_file(self.path) as file:
+                shape, fortran, dtype = array_header(file)
+                start, end = file.tell(), file.seek(0, os.SEEK_END)
+        except UserError as error:
+            raise DataError(error.fault, place=str(self.path), remedy=remedy) from error
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"cannot be read ({error})", place=str(self.path), remedy=remedy) from error
-        if array.dtype != np.uint8 or array.ndim != 4 or not array.flags.c_contiguous or len(array) != len(self.labels):
-            found = f"{array.shape} {array.dtype}"
+            raise DataError(f"cannot be read ({str(error)[:300]})", place=str(self.path), remedy=remedy) from error
+        if dtype != np.uint8 or len(shape) != 4 or fortran or shape[0] != len(self.labels) or min(shape) < 1:
+            found = f"{shape} {dtype}"
             raise DataError(f"must be ({len(self.labels)}, C, H, W) uint8, got {found}", place=str(self.path))
-        object.__setattr__(self, "shape", tuple(array.shape[1:]))
-        object.__setattr__(self, "_start", array.offset)
+        if end != start + math.prod(shape):
+            fault = f"cannot be read (it has {end:,} bytes, {shape} asks for {start + math.prod(shape):,})"
+            raise DataError(fault, place=str(self.path), remedy=remedy)
+        object.__setattr__(self, "shape", shape[1:])
+        object.__setattr__(self, "_start", start)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,3 +73,22 @@ class Stored:
             remedy = "put it back; a run goes on with robustkit resume"
             raise DataError(f"cannot be read any more ({error})", place=str(self.path), remedy=remedy) from error
         return torch.from_numpy(pictures.reshape(len(rows), *self.shape))
+
+
+def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it is in Fortran order, and type of the .npy array that begins here; `stream` is after its header.
+
+    A type that would have to be unpickled is told as `object`.
+
+    Raises:
+        ValueError: no array begins here.
+    """
+    began = stream.tell()
+    beginning = io.BytesIO(stream.read(LONGEST_HEADER))
+    if not beginning.getvalue().startswith(np.lib.format.MAGIC_PREFIX):
+        raise ValueError("no array begins here")  # numpy would show what does
+    version = np.lib.format.read_magic(beginning)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(beginning)
+    stream.seek(began + beginning.tell())
+    return shape, fortran, dtype

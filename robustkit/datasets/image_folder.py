@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
+import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import attrs
@@ -24,6 +29,14 @@ HELD_BYTES = 4 << 30
 """Pictures of so many bytes, decoded, are held in memory; of larger sets each batch decodes its own."""
 CHUNK = 16
 """Pictures that a thread decodes before it looks for more."""
+FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is decoded, whatever a file is called. Pillow would hand others to further programs: EPS to Ghostscript."""
+MOST_PIXELS = 1 << 26
+"""Of a picture: 67 million, 8192 x 8192."""
+LARGE = 1 << 24
+"""Pictures of more pixels are decoded one at a time: threads together hold no more than a few of them."""
+_large = threading.Lock()
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # we have a limit, and an error, of our own
 TINY = 8192
 """Decoders release Python's lock, but files of fewer bytes than this are decoded faster by one thread than by two."""
 
@@ -164,24 +177,36 @@ class Pictures:
 def decode(path: Path, size: int | tuple[int, int] | None = None, grey: bool = False) -> np.ndarray:
     """(C, H, W) uint8: RGB, or one channel if `grey`; the shorter side resized and the middle kept, if `size` is given.
 
-    It is one number for squares, or (H, W). Pictures are turned upright (Exif), transparency lies over white, and greys
-    of 16 bits become those of 8.
+    It is one number for squares, or (H, W). Pictures are turned upright (Exif), transparency lies over white, greys of
+    16 bits become those of 8, and of moving pictures the first is taken.
 
     Raises:
         DataError: it is no picture that can be read.
     """
     try:
-        with Image.open(path) as image:
-            picture = _opaque(ImageOps.exif_transpose(image)).convert("L" if grey else "RGB")
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is no file")  # a pipe would be waited for
+        with Image.open(path, formats=formats()) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
+            with _large if image.width * image.height > LARGE else nullcontext():
+                picture = _opaque(ImageOps.exif_transpose(image)).convert("L" if grey else "RGB")
+                if size is not None:
+                    height, width = (size, size) if isinstance(size, int) else size
+                    picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
     except Exception as error:  # decoders raise whatever they like
         gone = isinstance(error, OSError) and error.errno is not None  # decoders' own errors have no number
         remedy = "put it back; a run goes on with robustkit resume" if gone else "replace or delete it"
-        fault = f"is no readable picture ({type(error).__name__}: {error})"
-        raise DataError(fault, place=str(path), remedy=remedy) from error
-    if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DataError(f"is no readable picture ({reason})", place=str(path), remedy=remedy) from error
     return np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -32,8 +32,16 @@ class Sought(NamedTuple):
             return "the original files"
         return "an image folder" if self.or_folder and (folder / "train").is_dir() else None
 
+from robustkit.core.errors import DataError
+
 
 def locate(root: str | None, variable: str | None = None) -> Path:
-    """`root`, else what the environment says (`variable`, else ROBUSTKIT_DATA_DIR), else ./data. It need not exist."""
+    """`root`, else what the environment says (`variable`, else ROBUSTKIT_DATA_DIR), else ./data. It need not exist.
+
+    Raises:
+        DataError: no folder can be called so.
+    """
     named = os.environ.get(variable) if variable else None
+    if "\0" in (root or ""):
+        raise DataError("no folder can be called so", place=f"data.root={root!r}")
     return Path(root or named or os.environ.get(SHARED) or "data").expanduser()

@@ -6,24 +6,31 @@ neither unpacking nor converting holds more than a piece of it.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import shutil
 import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
 
 from robustkit.core.checkpoint import replace
-from robustkit.core.errors import DataError
-from robustkit.data.stored import Stored
+from robustkit.core.errors import DataError, UserError
+from robustkit.core.reading import open_file
+from robustkit.data.stored import Stored, array_header
 
 CHUNK = 8 << 20
 """Bytes that are converted at once."""
+MOST = 1 << 26
+"""Images in a file: their labels are held in memory."""
+BOMB, RATIO = 256 << 20, 100
+"""Images of so many bytes, packed to less than the hundredth part, are no pictures."""
 
 
 def read_npz(path: Path, cache: Path | None = None) -> Stored:
@@ -36,7 +43,7 @@ def read_npz(path: Path, cache: Path | None = None) -> Stored:
     Raises:
         DataError: the file is no such archive or is damaged, or the copy cannot be written.
     """
-    with _understood(path), zipfile.ZipFile(path) as archive:
+    with _understood(path), open_file(path) as file, zipfile.ZipFile(file) as archive:
         images, labels = (_member(archive, name, path) for name in ("image", "label"))
         with archive.open(images) as pixels, archive.open(labels) as numbers:
             shape = _shape(pixels, images, path)
@@ -59,32 +66,35 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> zipfile.ZipInfo:
 
 def _shape(stream: IO[bytes], member: zipfile.ZipInfo, path: Path) -> tuple[int, ...]:
     """(N, H, W, C) of the pictures that follow in `stream`."""
-    shape, fortran, dtype = _header(stream)
-    if dtype != np.uint8 or len(shape) != 4 or 0 in shape or fortran:
+    shape, fortran, dtype = array_header(stream)
+    if dtype != np.uint8 or len(shape) != 4 or min(shape) < 1 or fortran:
         order = " in Fortran order" if fortran else ""
         raise DataError(f"'image' must be (N, H, W, C) uint8, got {shape} {dtype}{order}", place=str(path))
     if member.file_size != stream.tell() + math.prod(shape):
         raise DataError(f"'image' is not as long as {shape} asks for", place=str(path), remedy="fetch the file again")
+    if shape[0] > MOST:
+        raise DataError(f"holds {shape[0]:,} images, more than {MOST:,}", place=str(path), remedy="split it")
+    if member.file_size > max(BOMB, RATIO * member.compress_size):
+        fault = f"'image' unpacks to {member.file_size / member.compress_size:,.0f} times its size: no pictures do"
+        raise DataError(fault, place=str(path))
     return shape
 
 
 def _labels(stream: IO[bytes], count: int, path: Path) -> torch.Tensor:
     """(N,) int64."""
-    shape, _, dtype = _header(stream)
+    shape, _, dtype = array_header(stream)
     if dtype.kind not in "iu" or shape != (count,):
         raise DataError(f"'label' must be ({count},) whole numbers, got {shape} {dtype}", place=str(path))
-    data = stream.read(count * dtype.itemsize)
-    if len(data) != count * dtype.itemsize or stream.read(1):
+    labels, rows = np.empty(count, np.int64), max(1, CHUNK // dtype.itemsize)
+    for start in range(0, count, rows):
+        part = labels[start : start + rows]
+        data = stream.read(len(part) * dtype.itemsize)
+        if len(data) != len(part) * dtype.itemsize:
+            break
+        part[:] = np.frombuffer(data, dtype)
+    if len(data) != len(part) * dtype.itemsize or stream.read(1):
         raise DataError(f"'label' is not as long as {shape} asks for", place=str(path), remedy="fetch the file again")
-    return torch.from_numpy(np.frombuffer(data, dtype).astype(np.int64))
-
-
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether it is in Fortran order, and type; a type that would have to be unpickled is told as `object`."""
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
-    return shape, fortran, dtype
+    return torch.from_numpy(labels)
 
 
 def _convert(stream: IO[bytes], shape: tuple[int, ...], target: Path, path: Path) -> None:
@@ -95,6 +105,8 @@ def _convert(stream: IO[bytes], shape: tuple[int, ...], target: Path, path: Path
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, channels, height, width)}
     with _writable(target, count * size):
         target.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(target.parent).free < count * size:
+            raise OSError(errno.ENOSPC, "there is no room for them")
         file = partial.open("xb")
     try:
         with file:
@@ -122,8 +134,10 @@ def _understood(path: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except UserError as error:
+        raise DataError(error.fault, place=str(path)) from error
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(
             f"is no npz file that can be read ({reason})", place=str(path), remedy="fetch it again"
         ) from error

@@ -14,6 +14,9 @@ from robustkit.data.images import Data, describe
 from robustkit.datasets.image_folder import read_image_folder
 from robustkit.datasets.location import Sought
 
+LARGEST = 256 << 20
+"""Bytes of a file; SVHN's training images have 182 million."""
+
 
 def load_published(
     title: str,
@@ -32,6 +35,7 @@ def load_published(
     looked = f"{files}{', or train/ and test/,' if sought.or_folder else ''} in {folder.resolve()}"
     elsewhere = f"set data.root or {sought.variable} to a folder that holds them"
     if form == "the original files":
+        _refuse_large(folder, sought.files)
         data = _attempt(read, folder, False, f"{title} in {folder} is damaged", f"delete {files} there")
     elif form is not None:
         data = attrs.evolve(read_image_folder(folder), copy=form)
@@ -48,6 +52,14 @@ def load_published(
             remedy="use data=image-folder for other pictures",
         )
     return data
+
+
+def _refuse_large(folder: Path, files: tuple[str, ...]) -> None:
+    """torchvision reads a file whole to compare its checksum, before anything in it is unpickled."""
+    for found in (path for file in files for path in [folder / file, *(folder / file).glob("*")]):
+        if found.is_file() and found.stat().st_size > LARGEST:
+            remedy = "put back the published file"
+            raise DataError(f"is larger than {LARGEST >> 20} MiB", place=str(found), remedy=remedy)
 
 
 def _attempt(read: Callable[[Path, bool], Data], folder: Path, download: bool, fault: str, remedy: str) -> Data:

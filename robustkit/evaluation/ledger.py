@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.core.checkpoint import naming
-from robustkit.core.errors import UserError
 from robustkit.core.reading import LARGEST, parse_json, read_text
 from robustkit.core.strategy import Outcomes
 
