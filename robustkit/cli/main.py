@@ -33,7 +33,7 @@ from robustkit.cli import (
     show,
 )
 from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_MISTAKE, EXIT_TIME, Parser
-from robustkit.core.errors import UserError
+from robustkit.core.errors import UserError, visible
 from robustkit.core.registry import hint
 
 COMMANDS = {
@@ -51,6 +51,9 @@ COMMANDS = {
     "new": new,
     "doctor": doctor,
 }
+
+LONGEST = 2000
+"""Characters of an error: a name in a damaged file may have millions."""
 
 EXAMPLES = """\
   robustkit run recipes/quickstart.py
@@ -152,5 +155,6 @@ def _complain(error: Exception, code: int, debug: bool) -> int:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif type(error).__name__ == "OutOfMemoryError":
         text = f"out of memory; lower batch_size, or set accumulate=2 ({text})"
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    text = visible(" ".join(text.split()))
+    print(f"error: {text if len(text) <= LONGEST else text[:LONGEST] + ' ...'}", file=sys.stderr)
     return code

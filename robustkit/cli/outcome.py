@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_TIME
-from robustkit.core.errors import UserError
+from robustkit.core.errors import UserError, visible
 
 if TYPE_CHECKING:
     from robustkit.runs import Outcome, RunDisplay
@@ -100,7 +100,7 @@ def show_results(outcome: Outcome, arguments: argparse.Namespace) -> None:
 def say(text: str) -> None:
     """A line on standard error."""
     if speaks():
-        print(text, file=sys.stderr)
+        print(visible(text), file=sys.stderr)
 
 
 def speaks() -> bool:

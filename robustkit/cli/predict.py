@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from robustkit.cli.options import EXIT_FAILURE, add_device, add_json
 from robustkit.cli.outcome import say
 from robustkit.cli.target import run_of
+from robustkit.core.errors import visible
 
 if TYPE_CHECKING:
     from robustkit.prediction import Predicted
@@ -92,8 +93,8 @@ def _show(found: list[Predicted]) -> None:
     if judged:
         table.add_column("Verdict")
     for said in found:
-        second, share = list(said.posteriors.items())[1]
-        row = [str(said.file), said.label, f"{said.score:.3f}", f"{second} {share:.3f}"]
+        second = "".join(f"{name} {share:.3f}" for name, share in list(said.posteriors.items())[1:2])
+        row = [visible(str(said.file)), visible(said.label), f"{said.score:.3f}", visible(second)]
         if said.likelihoods is not None:
             row.append(f"{said.likelihoods[said.label]:.2f}")
         verdict = [Text("rejected", style="yellow") if said.rejected else Text("accepted")] if judged else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -53,7 +54,10 @@ def literal(text: str) -> Any:
     if text.strip().lower() in _WORDS:
         return _WORDS[text.strip().lower()]
     try:
-        return _value(ast.parse(text.strip(), mode="eval").body)
+        with warnings.catch_warnings():  # Python has opinions on '\d' and 0x1for
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text.strip(), mode="eval")
+        return _value(tree.body)
     except (SyntaxError, RecursionError, ZeroDivisionError, OverflowError, MemoryError) as error:
         raise ValueError(text) from error
 

@@ -136,7 +136,7 @@ def entries(kind: str) -> Iterator[Entry]:
 def hint(name: str, known: Any) -> str:
     """'did you mean ...?' with near misses first, or all that is known."""
     known = [str(item) for item in known]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name[:100], known, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(repr(item) for item in near)}?"
     return f"known: {', '.join(known)}" if known else "none is known"

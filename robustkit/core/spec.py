@@ -143,8 +143,7 @@ def conform(annotation: Any, value: Any, place: str) -> Any:
     """
 
     def refuse(expected: str, remedy: str = "") -> SpecError:
-        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
-        return SpecError(f"must be {expected}, got {shown}", place=place, remedy=remedy)
+        return SpecError(f"must be {expected}, got {_shown(value)}", place=place, remedy=remedy)
 
     if _is_union(annotation):
         options = get_args(annotation)
@@ -164,7 +163,8 @@ def conform(annotation: Any, value: Any, place: str) -> Any:
         choices = get_args(annotation)
         if value in choices and type(value) in {type(choice) for choice in choices}:
             return value
-        raise refuse(" or ".join(repr(choice) for choice in choices), hint(str(value), choices))
+        near = hint(value if isinstance(value, str) else _shown(value), choices)
+        raise refuse(" or ".join(repr(choice) for choice in choices), near)
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
             raise refuse("a list of values")
@@ -316,6 +316,15 @@ def _check_limits(value: Any, metadata: Mapping[str, Any], place: str) -> None:
             if not holds(value, limit):  # type: ignore[no-untyped-call]
                 fault = f"must be {words} {limit:g}, got {value:g}"
                 raise SpecError(fault, place=place, remedy=metadata.get("remedy", ""))
+
+
+def _shown(value: Any) -> str:
+    """At most 60 characters of it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits; a deep list
+        return f"{type(value).__name__} that is too large to show"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_union(annotation: Any) -> bool:

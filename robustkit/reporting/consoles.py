@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
+
+from robustkit.core.errors import visible
 
 PIPED_WIDTH = 140
 """Columns of what is not a terminal (COLUMNS overrules it): tables in files and logs need not fit a screen."""
@@ -20,9 +24,16 @@ def messages() -> Console:
     return _console(stderr=True)
 
 
+class _Literal(Console):
+    """Names may come from anybody's files: square brackets are text here, not markup, and no text steers a terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str("\n".join(map(visible, text.split("\n"))), **options)
+
+
 def _console(*, stderr: bool) -> Console:
-    """Rich itself honours NO_COLOR, COLUMNS and dumb terminals. Square brackets are text here, not markup."""
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    """Rich itself honours NO_COLOR, COLUMNS and dumb terminals."""
+    console = _Literal(stderr=stderr, markup=False, emoji=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPED_WIDTH
     return console
