@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from robustkit.core.errors import DataError
+
 SHARED = "ROBUSTKIT_DATA_DIR"
 """The variable that names a folder for all data sets that have none of their own."""
 
@@ -31,8 +33,6 @@ class Sought(NamedTuple):
         if self.files and all((folder / file).exists() for file in self.files):
             return "the original files"
         return "an image folder" if self.or_folder and (folder / "train").is_dir() else None
-
-from robustkit.core.errors import DataError
 
 
 def locate(root: str | None, variable: str | None = None) -> Path:
