@@ -56,7 +56,7 @@ AUDIT = {
         {"check": "restarts", "verdict": "warning", "evidence": "5 starts break 9 more", "remedy": "use AutoAttack"},
     ],
 }
-EVIL = '<script>alert("1")</script>&amp;\'"><img src=x onerror=alert(2)>$\\bad$'
+EVIL = '<script>alert("1")</script>&amp;\'"><img src=x onerror=alert(2)>$\\bad$ font-family: #000000'
 
 
 class Page(HTMLParser):

@@ -184,11 +184,25 @@ def _svg(figure: Figure, title: str, tips: dict[str, Sequence[str]]) -> Html:
         if group.get("id") in tips:
             _tell(group, tips[group.attrib["id"]])
     _own_names(root, re.sub(r"\W+", "-", title.lower()))
-    text = ElementTree.tostring(root, encoding="unicode")
-    for colour, own in _THEME.items():
-        text = text.replace(colour, own)
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
-    return Html(re.sub(r"\s*\n\s*", " ", text))
+    for element in root.iter():
+        _dress(element)
+    return Html(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _dress(element: ElementTree.Element) -> None:
+    """Colours and letters of the page, in attributes alone: texts may be anything; and no idle space."""
+    for name in ("style", "fill"):
+        held = element.get(name)
+        if held is not None:
+            for colour, own in _THEME.items():
+                held = held.replace(colour, own)
+            element.set(name, re.sub(r"font-family: [^;]*;? ?", "", held))
+    if (path := element.get("d")) is not None:
+        element.set("d", " ".join(path.split()))
+    if len(element) and not (element.text or "").strip():
+        element.text = None
+    if not (element.tail or "").strip():
+        element.tail = None
 
 
 def _bare(axes: Axes) -> None:
