@@ -68,9 +68,15 @@ def add_run_control(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="stop cleanly after 90, 90s, 9m, 2h or 1h30m, with exit code 75",
     )
+    add_trackers(parser)
     add_device(parser)
     parser.add_argument("--quiet", action="store_true", help="show results and errors only")
     add_json(parser)
+
+
+def add_trackers(parser: argparse.ArgumentParser) -> None:
+    words = "show epochs and results in tensorboard, wandb, mlflow, ..., too (may stand there several times)"
+    parser.add_argument("--log-with", metavar="TRACKER", action="append", default=[], help=words)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

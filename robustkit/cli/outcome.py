@@ -32,11 +32,21 @@ def watched(arguments: argparse.Namespace, action: Callable[[RunDisplay], Outcom
 
     display = run_display(quiet=getattr(arguments, "quiet", False))
     try:
-        return action(display)
+        return action(with_trackers(display, arguments))
     except KeyboardInterrupt:
         folder = display.folder if isinstance(display, TerminalDisplay) else None
         say(f"Interrupted{'' if folder is None else _go_on(folder)}")
         raise
+
+
+def with_trackers(display: RunDisplay, arguments: argparse.Namespace) -> RunDisplay:
+    """The display, and the trackers of --log-with, which `eval` does not have."""
+    names = getattr(arguments, "log_with", [])
+    if not names:
+        return display
+    from robustkit.reporting.trackers import watched_by
+
+    return watched_by(display, names)
 
 
 def report(outcome: Outcome, arguments: argparse.Namespace) -> int:
