@@ -148,7 +148,7 @@ def new_folder(out: str | Path | None, source: str | Path | None, world: World) 
     """Makes the run's folder; in the default place, the first number that is free. One process makes it for all."""
     made: Path | UserError | None = None
     if world.rank == 0:
-        stem = _stem(source) if source is not None else "run"
+        stem = stem_of(source) if source is not None else "run"
         numbered = (Path("runs", f"{stem}-{number}") for number in itertools.count(1))
         folder = Path(out) if out is not None else next(path for path in numbered if not path.exists())
         try:
@@ -163,7 +163,7 @@ def new_folder(out: str | Path | None, source: str | Path | None, world: World) 
     return made
 
 
-def _stem(source: str | Path) -> str:
+def stem_of(source: str | Path) -> str:
     """'uiat_table1-cifar10-mart' of 'recipes/uiat_table1.py:cifar10-mart'."""
     file, name = split_address(source)
     return f"{file.stem}-{name}" if name else file.stem

@@ -34,6 +34,10 @@ class Limits:
             return "steps"
         return ""
 
+    def left(self) -> float | None:
+        """Seconds until the deadline, None where there is none."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
     def should_save(self) -> bool:
         return time.monotonic() - self.saved > SAVE_EVERY_SECONDS
 

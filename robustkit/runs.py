@@ -255,7 +255,8 @@ def recipe_of(folder: Path) -> Recipe:
         RecipeError: there is none, or it cannot be read.
     """
     if not (folder / "recipe.json").is_file():
-        raise RecipeError("is not a run folder: it has no recipe.json", place=str(folder))
+        remedy = f"it is a sweep's: robustkit sweep {folder}" if (folder / "sweep.json").is_file() else ""
+        raise RecipeError("is not a run folder: it has no recipe.json", place=str(folder), remedy=remedy)
     try:
         return load_recipe(folder / "recipe.json")
     except RecipeError as error:

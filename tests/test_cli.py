@@ -98,7 +98,21 @@ def test_help_and_list_load_no_torch() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "resume", "eval", "audit", "predict", "list", "show", "compare", "export", "bench", "new", "doctor"],
+    [
+        "run",
+        "resume",
+        "sweep",
+        "eval",
+        "audit",
+        "predict",
+        "list",
+        "show",
+        "compare",
+        "export",
+        "bench",
+        "new",
+        "doctor",
+    ],
 )
 def test_every_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0

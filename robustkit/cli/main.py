@@ -31,6 +31,7 @@ from robustkit.cli import (
     resume,
     run,
     show,
+    sweep,
 )
 from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_MISTAKE, EXIT_TIME, Parser
 from robustkit.core.errors import UserError, visible
@@ -39,6 +40,7 @@ from robustkit.core.registry import hint
 COMMANDS = {
     "run": run,
     "resume": resume,
+    "sweep": sweep,
     "eval": evaluate,
     "audit": audit,
     "predict": predict,

@@ -273,7 +273,7 @@ def print_comparison(console: Console, items: Sequence[Item]) -> None:
         shown = [column for name, item in pairs for column in columns(name, item.results)]
         print_results(console, shown, title="Results")
         _print_spreads(console, groups(items))
-        _print_differences(console, list(differences(groups(items))))
+        print_differences(console, list(differences(groups(items))))
 
 
 def _print_spreads(console: Console, found: Sequence[Group]) -> None:
@@ -292,7 +292,8 @@ def _print_spreads(console: Console, found: Sequence[Group]) -> None:
         console.print(table)
 
 
-def _print_differences(console: Console, found: Sequence[Difference]) -> None:
+def print_differences(console: Console, found: Sequence[Difference]) -> None:
+    """A row for each, and what it rests on."""
     if not found:
         return
     table = plain_table("First minus second", "Measure", title="Differences")

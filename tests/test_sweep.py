@@ -1,0 +1,375 @@
+"""Sweeps: what is planned and refused, that trials are ordinary runs, and that workers share and inherit them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from robustkit import load_recipe, override, run
+from robustkit.cli.main import main
+from robustkit.sweep import Search, Sweep, Trial, make_sweep, open_sweep, work
+from robustkit.sweep.axes import Axis, axes_of, is_word, values_of
+
+RECIPE = '''"""Small enough for a test."""
+
+from robustkit import Model, Recipe, Suite, Validation
+from robustkit.attacks import PGD
+from robustkit.datasets import Synthetic
+from robustkit.evaluation import Attacked, Clean
+from robustkit.losses import CrossEntropy
+from robustkit.schedules import Constant
+from robustkit.threats import Linf
+
+parts = dict(
+    data=Synthetic(train=48, test=12, classes=4, size=8, channels=1),
+    model=Model(backbone="convnet_small"),
+    threat=Linf(epsilon=8 / 255),
+    loss=CrossEntropy(),
+    schedule=Constant(),
+    epochs=2,
+    batch_size=16,
+    validation=Validation(images=16, train_images=0, attack=PGD(steps=1)),
+    evaluation=(Suite(measures=(Clean(), Attacked(steps=2))),),
+)
+recipe = Recipe(**parts, attack=PGD(steps=1), control=Recipe(**parts, attack=None))
+recipes = {"natural": Recipe(**parts, attack=None)}
+'''
+GRID = ["optimizer.lr=0.05,0.1", "seed=1,2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures_are_not_drawn() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robustkit.reporting.figures.draw", lambda folder, parts: [])
+        yield
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The path of a recipe, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.py").write_text(RECIPE)
+    return "small.py"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished grid, for reading."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "small.py").write_text(RECIPE)
+    words = [str(folder / "small.py"), *GRID, "--out", str(folder / "grid"), "--device", "cpu", "--quiet"]
+    assert main(["sweep", *words]) == 0
+    return folder / "grid"
+
+
+def said(capsys: pytest.CaptureFixture[str], words: list[str], code: int = 2) -> str:
+    """What the command says in one line where it refuses; nothing is made."""
+    capsys.readouterr()
+    before = sorted(Path().rglob("*"))
+    assert main(["sweep", *words]) == code
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.strip().splitlines()) == 1, captured.err
+    assert sorted(Path().rglob("*")) == before
+    return captured.err
+
+
+def facts(folder: Path) -> Any:
+    return json.loads((folder / "recipe.json").read_text())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / "last.safetensors")
+
+
+# What is planned
+
+
+def test_words_become_axes() -> None:
+    words = ["a.b=1,2", "epochs=3", "at=(1,2),(3,4)", "x=[1,[2,3]],'4,5'", "lr=1e-3..1/2:log", "n=1..8", "where=../a"]
+    assert axes_of(words) == (
+        Axis("a.b", ("1", "2")),
+        Axis("epochs", ("3",)),
+        Axis("at", ("(1,2)", "(3,4)")),
+        Axis("x", ("[1,[2,3]]", "'4,5'")),
+        Axis("lr", ("1e-3", "1/2"), "log"),
+        Axis("n", ("1", "8"), "linear"),
+        Axis("where", ("../a",)),
+    )
+    assert [is_word(text) for text in ("seed=1", "a.0.b=", "runs/x/seed=1", "a.py:b", "./seed=1")] == [
+        True,
+        True,
+        *[False] * 3,
+    ]
+
+
+def test_a_grid_is_every_combination_of_values_and_recipes(recipe: str) -> None:
+    sweep = make_sweep([recipe, "small.py:natural"], ["epochs=1", "optimizer.lr=1/20,0.1", "seed=1,2,3"])
+    assert sweep.folder == Path("runs/small-sweep-1")
+    expected = list(itertools.product(["small", "small-natural"], ["1/20", "0.1"], ["1", "2", "3"]))
+    trials = sweep.trials()
+    assert [tuple(sweep.values(trial).values()) for trial in trials] == expected
+    assert trials[0].name == "small,optimizer.lr=1_20,seed=1"
+    assert [trial.number for trial in trials] == list(range(1, 13))
+    for trial, (_, lr, seed) in zip(trials, expected, strict=True):
+        made = sweep.recipe(trial)
+        assert (made.epochs, made.optimizer.lr, made.seed) == (1, eval(lr), int(seed))
+        assert made.control is None and (made.attack is None) == trial.name.startswith("small-natural")
+    assert open_sweep(sweep.folder) == sweep
+    assert make_sweep([recipe], ["seed=1,2"]).folder == Path("runs/small-sweep-2")
+
+
+def test_mistakes_are_found_before_anything_is_made(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, texts in {
+        "optimizer.lr=0.1,-1": ("trial optimizer.lr=-1", "optimizer.lr", "got -1"),
+        "seed=1,x": ("trial seed=x", "seed"),
+        "optimzer.lr=1,2": ("optimizer",),
+        "seed=1,,2": ("seed=1,,2", "empty"),
+        "seed=1,2,1": ("'1' stands there twice",),
+        "optimizer.lr=0.1,1/10": ("optimizer.lr=1_10: is the same recipe as optimizer.lr=0.1",),
+        "optimizer.lr=0.1..0.2": ("optimizer.lr=0.1..0.2", "--search"),
+        "epochs=3": ("nothing to vary",),
+        "attack=pgd,none loss=cross-entropy,trades": ("trial attack=none,loss=trades",),
+        "seed=1,2 --prune": ("--prune",),
+        "seed=1,2 --trials 3": ("--search",),
+    }.items():
+        line = said(capsys, [recipe, *words.split()])
+        assert all(text in line for text in texts), line
+    assert "no such recipe" in said(capsys, ["smal.py", "seed=1,2"])
+    assert "a recipe is missing" in said(capsys, ["seed=1,2"])
+
+
+def test_a_folder_holds_one_plan(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = make_sweep([recipe], ["seed=1,2"], out="here")
+    assert make_sweep([recipe], ["seed=1,2"], out="here") == sweep
+    assert "another plan" in said(capsys, [recipe, "seed=1,3", "--out", "here"])
+    assert "whose plan is made" in said(capsys, ["here", "seed=1,3"])
+    Path("full").mkdir()
+    Path("full", "file").touch()
+    assert "full" in said(capsys, [recipe, "seed=1,2", "--out", "full"])
+    Path(recipe).write_text(RECIPE.replace("epochs=2", "epochs=3"))
+    assert "another plan" in said(capsys, [recipe, "seed=1,2", "--out", "here"])
+    assert open_sweep("here").recipe(sweep.trials()[0]).epochs == 2  # what was planned, not what the file says now
+    assert main(["resume", "here"]) == 2
+    assert "robustkit sweep here" in capsys.readouterr().err
+
+
+# What a worker does
+
+
+def test_each_trial_is_an_ordinary_run(finished: Path, tmp_path: Path) -> None:
+    folder = finished / "optimizer.lr=0.1,seed=2"
+    base = attrs.evolve(load_recipe(finished.parent / "small.py"), control=None)
+    run(override(base, ["optimizer.lr=0.1", "seed=2"]), out=tmp_path / "alone", device="cpu")
+    assert facts(folder) == facts(tmp_path / "alone")
+    ours, theirs = weights(folder), weights(tmp_path / "alone")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert {path.name for path in finished.iterdir() if path.is_dir()} == {
+        ".trials",
+        *(f"optimizer.lr={lr},seed={seed}" for lr in ("0.05", "0.1") for seed in (1, 2)),
+    }
+    assert (finished / "sweep-optimizer.lr.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_sweep_shows_its_table_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    times = {path: path.stat().st_mtime for path in finished.glob("*/**/*")}
+    assert main(["sweep", str(finished), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert {path: path.stat().st_mtime for path in finished.glob("*/**/*")} == times
+    assert [trial["values"] for trial in data["trials"]] == [
+        {"optimizer.lr": lr, "seed": seed} for lr in ("0.05", "0.1") for seed in ("1", "2")
+    ]
+    for trial in data["trials"]:
+        lines = Path(trial["folder"], "metrics.jsonl").read_text().splitlines()
+        assert trial["held_out"] == max(json.loads(line)["validation"]["robust"] for line in lines)
+        assert trial["epochs"] == 2 and trial["ended"] == "done"
+    shares = [trial["results"]["last"]["clean"]["accuracy"] for trial in data["trials"][:2]]
+    (spread,) = (
+        entry
+        for entry in data["comparison"]["seeds"]
+        if entry["measure"] == "clean" and entry["checkpoint"] == "last" and "lr=0.05" in entry["runs"][0]
+    )
+    assert spread["mean"] == pytest.approx(statistics.mean(shares)) and spread["n"] == 2
+    assert main(["sweep", str(finished), "--quiet"]) == 0
+    table = capsys.readouterr().out
+    assert f"{100 * statistics.mean(shares):.1f} ± {100 * statistics.stdev(shares):.2f}" in table
+    assert "Differences" in table and "resolved" in table
+
+
+def test_a_trial_that_fails_leaves_the_others_alone(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [recipe, "optimizer.lr=1e30,0.1", "epochs=1", "--out", "here", "--device", "cpu"]
+    assert main(["sweep", *words, "--quiet"]) == 1
+    captured = capsys.readouterr()
+    failed, done = open_sweep("here").trials()
+    assert (failed.ended, done.ended) == ("failed", "done")
+    assert "not a finite number" in failed.line and failed.line in captured.out and "--retry" in captured.err
+    open_sweep("here").write(attrs.evolve(failed, line="of before"))
+    assert main(["sweep", *words, "--quiet"]) == 1 and open_sweep("here").trials()[0].line == "of before"
+    assert main(["sweep", "here", "--device", "cpu", "--quiet", "--retry"]) == 1
+    assert open_sweep("here").trials()[0].line == failed.line
+
+
+def test_a_worker_takes_up_what_another_left(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial is left alone while its worker lives; killed, it goes on elsewhere to the very same weights."""
+    monkeypatch.setattr("robustkit.sweep.worker.LOOK_EVERY", 0.1)
+    sweep = make_sweep([str(finished.parent / "small.py")], GRID, out=tmp_path / "sweep")
+    first, *others = sweep.trials()
+    for trial in others:
+        sweep.write(attrs.evolve(trial, ended="done"))
+    run(sweep.recipe(first), out=sweep.path(first), device="cpu", max_steps=1)
+    holding = (
+        "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(); time.sleep(99)"
+    )
+    lock = str(sweep.folder / ".trials" / "0001.lock")
+    worker = subprocess.Popen([sys.executable, "-c", holding, lock], stdout=subprocess.PIPE)
+    try:
+        assert worker.stdout is not None and worker.stdout.readline()
+        assert work(sweep, device="cpu", max_time=0.5) == "time"
+        assert not sweep.again(first).ended
+    finally:
+        worker.kill()
+        worker.wait()
+        assert worker.stdout is not None
+        worker.stdout.close()
+    assert work(sweep, device="cpu", max_time=60) == ""
+    assert sweep.again(first).ended == "done"
+    ours, theirs = weights(sweep.path(first)), weights(finished / first.name)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_out_of_time(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [recipe, "seed=1,2", "epochs=2000", "validation.images=0", "--out", "here", "--device", "cpu"]
+    began = time.monotonic()
+    assert main(["sweep", *words, "--max-time", "1s"]) == 75
+    assert time.monotonic() - began < 20
+    assert "go on with: robustkit sweep here" in capsys.readouterr().err
+    assert [trial.ended for trial in open_sweep("here").trials()] == ["", ""]
+    assert (Path("here") / "seed=1" / "checkpoints" / "last.safetensors").is_file()
+
+
+# Search
+
+SPACE = ["optimizer.lr=0.01..0.3:log", "batch_size=8..24", "attack=pgd,rs-fgsm", "epochs=1"]
+
+
+def searched(recipe: str, words: list[str] = SPACE, **options: Any) -> Sweep:
+    pytest.importorskip("optuna")
+    settings: dict[str, Any] = {"method": "random", "trials": 4} | options
+    return make_sweep([recipe], words, search=Search(**settings))
+
+
+def end(sweep: Sweep, trial: Trial, *robust: float) -> None:
+    """As if the trial had run: a value for each epoch."""
+    sweep.path(trial).mkdir()
+    rows = [{"epoch": epoch, "validation": {"robust": value}} for epoch, value in enumerate(robust, start=1)]
+    (sweep.path(trial) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sweep.write(attrs.evolve(trial, ended="done"))
+
+
+@pytest.mark.parametrize("method", ["random", "tpe"])
+def test_what_is_drawn_depends_on_what_was_seen_alone(recipe: str, method: str) -> None:
+    sweeps = [searched(recipe, method=method, trials=14) for _ in range(2)]
+    from robustkit.sweep.search import draw
+
+    drawn: list[list[tuple[str, ...]]] = [[], []]
+    for number in range(14):
+        for sweep, words in zip(sweeps, drawn, strict=True):
+            trial = draw(open_sweep(sweep.folder))  # a worker that was only just started
+            words.append(trial.words)
+            end(sweep, trial, number / 20)
+            made = sweep.recipe(trial)
+            assert 0.01 <= made.optimizer.lr <= 0.3 and made.batch_size in range(8, 25) and made.epochs == 1
+            assert str(made.optimizer.lr) == values_of(sweep.axes, trial.words)["optimizer.lr"]
+    assert drawn[0] == drawn[1] and len(set(drawn[0])) == 14
+
+
+def test_a_search_measures_its_best_trial_on_test_images_and_no_other(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    options = ["--search", "random", "--trials", "3", "--out", "here", "--device", "cpu", "--json", "--quiet"]
+    assert main(["sweep", recipe, *SPACE, *options]) == 0
+    data = json.loads(capsys.readouterr().out)
+    held_out = [trial["held_out"] for trial in data["trials"]]
+    assert held_out == sorted(held_out, reverse=True) and len(held_out) == 3
+    assert [bool(trial["results"].get("last")) for trial in data["trials"]] == [True, False, False]
+    assert {"clean", "pgd-20"} >= set(data["trials"][0]["results"]["last"]) > set()
+    for trial in data["trials"]:
+        assert facts(Path(trial["folder"]))["evaluation"] == []
+
+
+def test_a_search_that_could_not_be_judged_is_refused(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    for words, text in {
+        "seed=1,2": "seed: trials that differ in it",
+        "threat.epsilon=0.01..0.1": "threat.epsilon: trials that differ in it",
+        "optimizer.lr=0.3..0.1": "optimizer.lr=0.3..0.1: must go upwards",
+        "optimizer.weight_decay=0..0.1:log": "begins above 0",
+        "optimizer.lr=-1..0.1": "got -1",
+        "model=1..2": "model",
+        "batch_size=8.5..16": "batch_size",
+        "epochs=1": "nothing to draw",
+        "optimizer.lr=0.1,0.2 validation.images=0": "held-out images",
+        "optimizer.lr=0.1,0.2 validation.attack=none": "held-out images",
+    }.items():
+        assert text in said(capsys, [recipe, *words.split(), "--search", "tpe", "--trials", "2"]), words
+    words = [recipe, "small.py:natural", "optimizer.lr=0.1,0.2", "--search", "tpe", "--trials", "2"]
+    assert "tunes one recipe" in said(capsys, words)
+
+
+def test_optuna_is_asked_for_by_name(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "robustkit[sweep]" in said(capsys, [recipe, "optimizer.lr=0.1..0.2", "--search", "tpe", "--trials", "2"])
+    assert len(make_sweep([recipe], ["seed=1,2"]).trials()) == 2  # grids need nothing
+
+
+def test_a_trial_below_the_median_is_pruned(recipe: str) -> None:
+    """Against the median of five trials' values at the same epoch: of the best so far."""
+    sweep = searched(recipe, trials=9, prune=True)
+    from robustkit.sweep.search import Pruned, Pruner, draw
+
+    curves = [(0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6)]
+    for curve in curves:
+        end(sweep, draw(sweep), *curve)
+    medians = [statistics.median(values) for values in zip(*curves, strict=True)]
+    for values, pruned in {
+        (medians[0] - 0.05,): True,
+        (medians[0] + 0.05,): False,
+        (medians[0] + 0.05, medians[1] - 0.01): True,
+        (medians[1] + 0.01, 0.0): False,  # its best value counts
+    }.items():
+        trial = draw(sweep)
+        end(sweep, trial, *values)
+        sweep.write(trial)  # as of one that runs
+        if pruned:
+            with pytest.raises(Pruned):
+                Pruner(sweep, trial).epoch({})
+        else:
+            Pruner(sweep, trial).epoch({})
+        shutil.rmtree(sweep.path(trial))
+        (sweep.folder / ".trials" / f"{trial.number:04}.json").unlink()
+
+
+def test_a_pruned_trial_ends_there(recipe: str) -> None:
+    sweep = searched(recipe, ["optimizer.lr=0.01..0.1", "epochs=3", "evaluation=()"], trials=6, prune=True)
+    from robustkit.sweep.search import draw
+
+    for _ in range(5):
+        end(sweep, draw(sweep), 1.5)  # nothing real comes near
+    assert work(sweep, device="cpu", max_time=60) == ""
+    last = sweep.trials()[5]
+    assert last.ended == "pruned" and len((sweep.path(last) / "metrics.jsonl").read_text().splitlines()) == 1
