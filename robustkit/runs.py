@@ -28,6 +28,7 @@ from robustkit.core.device import device_of
 from robustkit.core.errors import CheckpointError, DamagedError, RecipeError, RegistryError, UserError
 from robustkit.core.loop import Display, train
 from robustkit.core.parts import Parts, Totals, assemble
+from robustkit.core.processes import join
 from robustkit.core.reading import read_text
 from robustkit.core.recipe import Precision, Recipe, Suite, execute, load_recipe, rehearsed, result_key
 from robustkit.core.registry import registry
@@ -269,9 +270,7 @@ def recipe_of(folder: Path) -> Recipe:
 
 def make_world(recipe: Recipe, device: str | None = None) -> World:
     """Device and processes, as accelerate finds them; the data's facts are filled in when they are loaded."""
-    from accelerate import PartialState
-
-    state = PartialState(cpu=device == "cpu")
+    state = join(cpu=device == "cpu")
     chosen = state.device if device is None or state.num_processes > 1 else device_of(device)
     return World(
         samples=0,
@@ -561,7 +560,7 @@ class Verdict:
 
     def __init__(self, folder: Path, world: World, *, kept: bool = True) -> None:
         self.folder, self._writes = folder, kept and world.rank == 0
-        self.results = read_results(folder) if kept else {}
+        self.results = world.share(read_results(folder)) if kept else {}
         self.outcomes = read_outcomes(folder) if kept else {}
 
     def add(self, checkpoint: str, key: str, result: Result) -> None:

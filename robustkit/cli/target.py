@@ -78,10 +78,9 @@ def _of_run(target: str, words: list[str], device: str | None, checkpoint: str |
 
 
 def _of_function(target: str, words: list[str], device: str | None) -> Target:
-    from accelerate import PartialState
-
     from robustkit.core.device import device_of
     from robustkit.core.override import override
+    from robustkit.core.processes import join
     from robustkit.core.spec import spec
     from robustkit.core.strategy import Dataset, ThreatModel
     from robustkit.threats.linf import Linf
@@ -98,7 +97,7 @@ def _of_function(target: str, words: list[str], device: str | None) -> Target:
     if judged.data is None:
         remedy = "e.g. data=cifar10, or data=image-folder data.root=FOLDER"
         raise UserError("which images? a function brings none", place=target, remedy=remedy)
-    state = PartialState(cpu=device == "cpu")
+    state = join(cpu=device == "cpu")
     where = state.device if device is None or state.num_processes > 1 else device_of(device)
     model = _call(target).to(where)
     data = judged.data.load()

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from robustkit.core.batch import Part, Progress
+from robustkit.core.processes import all_reduce, exchange
 from robustkit.core.rng import Generator, derive
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            all_reduce(tensor)
         return tensor
 
     def sum_all(self, tensors: Iterable[Tensor]) -> None:
@@ -57,7 +58,7 @@ class World:
             groups.setdefault(tensor.dtype, []).append(tensor)
         for group in groups.values():
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
-            dist.all_reduce(flat)
+            all_reduce(flat)
             pieces = torch.split(flat, [tensor.numel() for tensor in group])
             for tensor, piece in zip(group, pieces, strict=True):
                 tensor.copy_(piece.view(tensor.shape))
@@ -72,7 +73,7 @@ class World:
         padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
         padded[: len(rows)] = rows
         pieces = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(pieces, padded)
+        exchange(dist.all_gather, pieces, padded)
         return torch.cat([piece[:size] for piece, size in zip(pieces, sizes, strict=True)])
 
     def any(self, flag: bool) -> bool:
@@ -86,9 +87,9 @@ class World:
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values)
+        exchange(dist.broadcast_object_list, values)
         return values[0]
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            exchange(dist.barrier)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from robustkit.core.processes import all_reduce
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -22,7 +23,7 @@ class _SumOverProcesses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         total = tensor.clone()
-        dist.all_reduce(total)
+        all_reduce(total)
         return total
 
     @staticmethod
@@ -71,7 +72,7 @@ class _Normalised(torch.autograd.Function):
         precise = mean.double()  # the mean of squares less the square of the mean: in float32 it would lose digits
         squares = inverse.double().pow(-2) - eps + precise.square()
         sums = torch.cat([here * precise, here * squares, precise.new_full((1,), here)])
-        dist.all_reduce(sums)
+        all_reduce(sums)
         count = sums[-1]
         precise = sums[:channels] / count
         variance = (sums[channels:-1] / count - precise.square()).clamp_min(0)
@@ -114,7 +115,7 @@ class _Normalised(torch.autograd.Function):
         # The kernel has subtracted means over this process's images; those over all are meant.
         here = torch.cat([to_bias, to_weight]).double()
         everywhere = here.clone()
-        dist.all_reduce(everywhere)
+        all_reduce(everywhere)
         gaps = here / (x.numel() / x.shape[1]) - everywhere / count
         constant, slope = gaps.to(mean.dtype).chunk(2)
         factor = inverse if weight is None else inverse * weight
@@ -130,7 +131,7 @@ def _in_small_steps(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: 
     dims, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
     values = x.float() if x.dtype == torch.bfloat16 else x
     count = values.new_tensor([x.numel() / x.shape[1]])
-    dist.all_reduce(count)
+    all_reduce(count)
     centred = values - (_sum(values.sum(dims)) / count).view(shape)
     variance = _sum(centred.square().sum(dims)) / count
     out = centred * torch.rsqrt(variance + eps).view(shape)
