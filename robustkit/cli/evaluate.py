@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from pathlib import Path
 
-from robustkit.cli.options import EXIT_INTERRUPT, EXIT_TIME, add_device, add_json, count, seconds
+from robustkit.cli.options import EXIT_INTERRUPT, EXIT_TIME, add_device, add_json, add_processes, count, seconds
 from robustkit.cli.outcome import say, show_results, speaks, watched
 from robustkit.cli.target import HELP, WORDS, is_function, load_target, run_of
+from robustkit.core.errors import UserError
 
 EXAMPLES = """\
   robustkit eval runs/quickstart-1 --checkpoint best --measures clean,pgd-20 --again
@@ -45,12 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="where to keep a function's results (default: runs/eval-FUNCTION)")
     parser.add_argument("--max-time", type=seconds, metavar="TIME", help="stop after 90s, 9m, 2h, with exit code 75")
     parser.add_argument("--quiet", action="store_true", help="show results and errors only")
+    add_processes(parser)
     add_device(parser)
     add_json(parser)
 
 
 def execute(arguments: argparse.Namespace) -> int:
     if arguments.curves is not None:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError("one process draws them", place="--curves", remedy="leave out --processes")
         return _curves(arguments)
     if is_function(arguments.target):
         return _function(arguments)
@@ -59,7 +64,6 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from robustkit import runs
-    from robustkit.core.errors import UserError
 
     folder, checkpoint = run_of(arguments.target, arguments.checkpoint)
     if arguments.words:

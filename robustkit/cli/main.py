@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import robustkit
+from robustkit import launch
 from robustkit.cli import (
     audit,
     bench,
@@ -71,19 +72,27 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of downloads are no text for a log
     try:
         with _preemptible():
-            return _dispatch(words)
+            code = _dispatch(words)
+        if _several():
+            from robustkit.core.processes import leave
+
+            leave()
+        return code
     except SystemExit as done:  # argparse: help, version, a wrong argument
         return done.code if isinstance(done.code, int) else EXIT_MISTAKE
     except KeyboardInterrupt:
-        return EXIT_INTERRUPT
+        return _end(EXIT_INTERRUPT, "")
     except UserError as error:
         return _complain(error, EXIT_MISTAKE, debug)
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  flushed at exit
-        return EXIT_FAILURE
+        return _end(EXIT_FAILURE, "")
     except Exception as error:
         if not _is_the_machine(error):
-            raise  # our bug: the interpreter shows the traceback, and exits with 1
+            if not _several():
+                raise  # our bug: the interpreter shows the traceback, and exits with 1
+            traceback.print_exception(error)
+            return _end(EXIT_FAILURE, f"{type(error).__name__}: {error}", error)
         return _complain(error, EXIT_FAILURE, debug)
 
 
@@ -110,7 +119,11 @@ def _dispatch(words: list[str]) -> int:
         parser = Parser(prog=f"robustkit {words[0]}", description=command.__doc__ or "", examples=command.EXAMPLES)
         command.add_arguments(parser)
         parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-        code: int = command.execute(parser.parse(words[1:]))
+        arguments = parser.parse(words[1:])
+        processes = getattr(arguments, "processes", None)
+        if processes is not None and launch.wanted(processes):
+            return launch.launch(words, processes, arguments.device)
+        code: int = command.execute(arguments)
         return code
     overview = _overview()
     if not words:
@@ -145,8 +158,14 @@ def _is_the_machine(error: Exception) -> bool:
     if torch is None:
         return False
     from robustkit.core.loop import Failure
+    from robustkit.core.processes import Lost
 
-    return isinstance(error, (Failure, torch.OutOfMemoryError))
+    return isinstance(error, (Failure, Lost, torch.OutOfMemoryError))
+
+
+def _several() -> bool:
+    """Whether this is one of several processes. Where it is not, nothing of torch need be loaded."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _complain(error: Exception, code: int, debug: bool) -> int:
@@ -157,6 +176,17 @@ def _complain(error: Exception, code: int, debug: bool) -> int:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif type(error).__name__ == "OutOfMemoryError":
         text = f"out of memory; lower batch_size, or set accumulate=2 ({text})"
+    return _end(code, text, error)
+
+
+def _end(code: int, text: str, error: Exception | None = None) -> int:
+    """Says what went wrong, of several processes one for all, and returns the exit code."""
     text = visible(" ".join(text.split()))
-    print(f"error: {text if len(text) <= LONGEST else text[:LONGEST] + ' ...'}", file=sys.stderr)
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+    if _several():
+        from robustkit.core.processes import Lost, end, fail
+
+        return end(error.end) if isinstance(error, Lost) else fail(code, text)
+    if text:
+        print(f"error: {text}", file=sys.stderr)
     return code

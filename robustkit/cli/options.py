@@ -59,8 +59,14 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    words = "share the work among N processes of this machine: one for each GPU, or on a CPU its cores divided"
+    parser.add_argument("--processes", type=count, metavar="N", help=words)
+
+
 def add_run_control(parser: argparse.ArgumentParser) -> None:
     """What `run` and `resume` share."""
+    add_processes(parser)
     parser.add_argument("--max-steps", type=count, metavar="N", help="stop cleanly when N steps are done in all")
     parser.add_argument(
         "--max-time",
