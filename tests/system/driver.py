@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,6 +114,37 @@ def no_figures() -> ModuleType:
     return stub
 
 
+@contextmanager
+def started(processes: int, recipes: Path, out: Path, data: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """This file, in so many processes; what they print is in rank-0.txt, ... of `out`. At the end they are gone."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    found: list[subprocess.Popen[bytes]] = []
+    out.mkdir()
+    try:
+        for rank in range(processes):
+            environment = os.environ | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "ACCELERATE_USE_CPU": "true",
+                "OMP_NUM_THREADS": "1",
+                "ROBUSTKIT_DATA_DIR": str(data),
+            }
+            with (out / f"rank-{rank}.txt").open("w") as log:
+                command = [sys.executable, __file__, str(recipes), str(out)]
+                found.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        yield found
+    finally:
+        for process in found:
+            process.kill()
+            process.wait(timeout=30)
+
+
 def main(recipes: Path, out: Path) -> None:
     from robustkit import load_recipe, resume, run
 
@@ -126,8 +160,6 @@ def main(recipes: Path, out: Path) -> None:
                 resume(folder, device="cpu")
             else:
                 run(load_recipe(path), out=folder, device="cpu")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
