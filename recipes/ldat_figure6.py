@@ -5,6 +5,7 @@ Paper:      Learnable distribution adversarial training, CMC 78(3), 2024, Figure
 Schedule:   as recipes/ldat_prn18.py, which is `ldat`
 Cost:       forward-units a step in the last column; 383 steps an epoch, as 1,024 images are held out
 Measured:   not yet
+Figure:     robustkit report runs/ldat_figure6-* --figure bars
 Open:       the paper gives no settings of PGD: as many steps as LDAT's, of 2/255 in L-inf 8/255, and of 2.5 R / 10 in
             L2 R = 1.5; KL starts from 0.001 N(0, 1), as TRADES
 

@@ -173,6 +173,7 @@ def resume(
     """
     folder = Path(folder)
     recipe = recipe_of(folder)
+    _learn_backbone(folder, recipe)
     limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time)
     return _go_on(folder, recipe, make_world(recipe, device), limits, display or Silent())
 
@@ -208,6 +209,7 @@ def evaluate_run(
 
     folder, display = Path(folder), display or Silent()
     recipe = recipe_of(folder)
+    _learn_backbone(folder, recipe)
     suites = recipe.evaluation if suite is None else suites_of(suite)
     wanted = evolve(recipe, evaluation=some_of(suites, keys, limit))
     parts = load_parts(recipe, make_world(recipe, device))
@@ -266,6 +268,17 @@ def recipe_of(folder: Path) -> Recipe:
         # Strategies may be defined in the recipe's own file: run the folder's copy, which registers them.
         execute(folder / "recipe.py")
         return load_recipe(folder / "recipe.json")
+
+
+def _learn_backbone(folder: Path, recipe: Recipe) -> None:
+    """A backbone may be defined in the recipe's own file: where nobody else knows it, run the folder's copy."""
+    import timm
+
+    import robustkit.backbones  # noqa: F401  registers ours
+
+    source = folder / "recipe.py"
+    if source.is_file() and not timm.is_model(recipe.model.backbone):
+        execute(source)
 
 
 def make_world(recipe: Recipe, device: str | None = None) -> World:

@@ -14,11 +14,12 @@ from typing import Any
 
 import attrs
 import pytest
+import timm
 import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
-from robustkit import Model, UserError, evolve, resume, run
+from robustkit import Model, UserError, evolve, load_recipe, resume, run
 from robustkit.attacks import PGD
 from robustkit.core import checkpoint
 from robustkit.core.recipe import Recipe, Validation, save_recipe
@@ -29,7 +30,7 @@ from robustkit.heads import GaussianMixture
 from robustkit.losses import Align, Mixed
 from robustkit.objectives import KL
 from robustkit.optimizers import SGD
-from robustkit.runs import Silent
+from robustkit.runs import Silent, evaluate_run
 from robustkit.schedules import OneCycle
 from robustkit.targets import Inverse, Momentum, OneOff, Universal
 from robustkit.testing import tiny_recipe
@@ -220,6 +221,33 @@ def test_dropout(mode: Any, tmp_path: Path) -> None:
     torch.manual_seed(123)
     resume(tmp_path / "parts", device="cpu")
     assert_equal(tmp_path / "whole", tmp_path / "parts")
+
+
+OWN = """
+import torch
+from timm.models import register_model
+
+from robustkit import Model
+from robustkit.testing import tiny_recipe
+
+
+@register_model
+def robustkit_test_own(pretrained=False, in_chans=3, num_classes=0, **kwargs):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(in_chans * 64, 8))
+
+
+recipe = tiny_recipe(model=Model(backbone="robustkit_test_own"), epochs=1)
+"""
+
+
+def test_a_network_of_the_recipe_s_own(tmp_path: Path) -> None:
+    """Resumed and judged where nobody else knows it: by the folder's copy of the recipe's file."""
+    (tmp_path / "own.py").write_text(OWN)
+    run(load_recipe(tmp_path / "own.py"), source=tmp_path / "own.py", out=tmp_path / "run", device="cpu", max_steps=1)
+    for go_on in (resume, evaluate_run):
+        timm.models._registry._model_entrypoints.pop("robustkit_test_own")
+        assert not timm.is_model("robustkit_test_own")
+        assert go_on(tmp_path / "run", device="cpu").stopped == ""
 
 
 def test_control(tmp_path: Path) -> None:
