@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 GRACE, CLOSING = 15.0, 10
 """Seconds that the others get to end by themselves once one has failed; and to obey when they are told to."""
 
+ENDS = (1, 75, 130)
+"""Exit codes other than 0 with which commands end although nothing failed (see `robustkit.cli.outcome`)."""
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM] + [getattr(signal, n) for n in ("SIGHUP", "SIGQUIT") if hasattr(signal, n)]
 
 
@@ -81,7 +84,7 @@ def launch(words: list[str], processes: int, device: str | None) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    code, rank = _report(codes, Noticeboard(store))
+    code, rank = _report(codes, processes, Noticeboard(store))
     log = context.stderrs.get(rank)
     if code == 1 and log and os.path.getsize(log):
         print(f"its last words are in {log}", file=sys.stderr)
@@ -119,7 +122,7 @@ def _environment(rank: int, processes: int, port: int, cpu: bool) -> dict[str, s
 def _attend(children: dict[int, subprocess.Popen[bytes]], board: Noticeboard, before: dict[int, Any]) -> dict[int, int]:
     """Waits until all have ended, or `GRACE` seconds after the first failure; hands on signals not ignored `before`.
 
-    A process that was killed could not say so: it is noted on `board` for the others.
+    What a process could not say itself is noted on `board` for the others: that it was killed, or left them.
     """
     asked: set[int] = set()
 
@@ -142,8 +145,16 @@ def _attend(children: dict[int, subprocess.Popen[bytes]], board: Noticeboard, be
                 until = min(until, time.monotonic() + GRACE)
             if code < 0 and -code not in asked:
                 board.write(_killed(rank, len(children), -code))
+            elif code > 0 and code not in ENDS:
+                board.write(_left(rank, len(children), code))
         time.sleep(0.1)
     return codes
+
+
+def _left(rank: int, processes: int, code: int) -> End:
+    from robustkit.core.processes import End, name
+
+    return End(code, f"{name(rank, of=processes)} ended with exit code {code}", rank)
 
 
 def _killed(rank: int, processes: int, number: int) -> End:
@@ -156,15 +167,13 @@ def _killed(rank: int, processes: int, number: int) -> End:
     return End(1, f"{fault}; what is saved is whole: go on with `robustkit resume RUN`", rank)
 
 
-def _report(codes: dict[int, int], board: Noticeboard) -> tuple[int, int]:
+def _report(codes: dict[int, int], processes: int, board: Noticeboard) -> tuple[int, int]:
     """The exit code of all, and who failed first; in one line why, where that is not what all of them wanted."""
-    from robustkit.core.processes import End, name
-
     rank, code = next(((rank, code) for rank, code in codes.items() if code), (0, 0))
     end = board.read()
     if end is None and (code <= 0 or set(codes.values()) == {code}):
         return 128 - code if code < 0 else code, 0  # a signal that we handed on came before anyone listened to it
-    end = end or End(code, f"{name(rank, of=len(codes))} ended with exit code {code}", rank)
+    end = end or _left(rank, processes, code)
     if end.text:
         print(f"error: {end.text}", file=sys.stderr)
     return end.code, end.rank
