@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from robustkit.core.errors import visible
 from robustkit.reporting import formats
 
 ORDER = ("clean", "pgd-20", "cw", "autoattack")
@@ -112,7 +113,7 @@ def notes(shown: Sequence[Column]) -> Iterator[str]:
 
 def plain_table(*headings: str, title: str = "") -> Table:
     """The one look of all tables."""
-    words = Text(title, style="bold") if title else None  # no markup, whatever console prints it
+    words = Text(visible(title), style="bold") if title else None  # no markup, whatever console prints it
     table = Table(box=box.SIMPLE_HEAD, title=words, title_justify="left", pad_edge=False)
     for heading in headings:
         table.add_column(heading)

@@ -55,7 +55,10 @@ def test_consoles(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (isinstance(console, Console) and clean(said)) or terminal
 
 
-def test_classes_and_files(spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_and_files(
+    spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # however deep the folder lies, names are not broken
     rewritten(spoilt, classes=list(EVIL))
     photos = tmp_path / "\x1b[2J"
     photos.mkdir()
