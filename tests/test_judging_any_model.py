@@ -70,7 +70,14 @@ def by_hand(model: nn.Module, x: Tensor, y: Tensor, threat: Any, size: int, seed
     return right
 
 
-@pytest.mark.parametrize("threat", [Linf(epsilon=0.08), L2(epsilon=0.4), L1(epsilon=0.8)], ids=lambda t: t.norm)
+@pytest.mark.parametrize(
+    "threat",
+    [
+        pytest.param(Linf(epsilon=0.08), id="Linf"),
+        pytest.param(L2(epsilon=0.4), id="L2", marks=pytest.mark.slow),
+        pytest.param(L1(epsilon=0.8), id="L1", marks=pytest.mark.slow),
+    ],
+)
 def test_exact_outcomes_are_those_of_the_package(threat: Any, digits: Any) -> None:
     model, x, y = digits
     count = 20 if threat.norm == "Linf" else 10  # slices of 10
@@ -97,6 +104,7 @@ def test_other_versions_are_the_package_s(version: Any, digits: Any) -> None:
 
 
 @pytest.mark.skipif("ROBUSTKIT_CIFAR10_DIR" not in os.environ, reason="needs CIFAR-10")
+@pytest.mark.slow
 def test_exact_outcomes_on_cifar_are_those_of_the_package() -> None:
     data = Cifar10(per_class=200).load()
     torch.manual_seed(0)

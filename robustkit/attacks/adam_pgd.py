@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from robustkit.attacks.climb import repeatedly
+from robustkit.attacks.pgd import refuse_misfits
 from robustkit.core.batch import Budget, Mode, Passes, Progress
+from robustkit.core.recipe import Recipe
 from robustkit.core.registry import registry
 from robustkit.core.rng import Generator
 from robustkit.core.spec import setting, spec
@@ -32,6 +34,10 @@ class AdamPGD:
     objective: Objective = CrossEntropyObjective()
     mode: Mode = "eval"
     reach: ClassVar[float] = 1.0
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse an objective that compares with adversarial images that are not there yet."""
+        refuse_misfits(self, self.objective, None, recipe)
 
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, budget: Budget, threat: ThreatModel, generator: Generator

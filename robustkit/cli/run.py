@@ -17,9 +17,8 @@ from robustkit.core.errors import UserError
 
 EXAMPLES = """\
   robustkit run recipes/quickstart.py
-  robustkit run recipes/ecas_uiat_wrn34.py threat.epsilon=4/255 target.inner=inverse --out runs/mine
+  robustkit run recipes/ecas_uiat_wrn34.py threat.epsilon=4/255 target.inner=inverse --processes 4
   robustkit run recipes/ecas_uiat_wrn34.py --smoke
-  robustkit run recipes/ecas_uiat_wrn34.py --processes 4
   robustkit run recipes/uiat_table1.py:cifar10-mart --max-time 55m && echo finished"""
 
 

@@ -24,19 +24,19 @@ _KEY = "robustkit"
 def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], *, keep_previous: bool = False) -> None:
     """Writes `path` (.safetensors) so that a kill at any moment leaves the old file or the new one.
 
-    `facts` is JSON data; it travels inside the file, and a readable copy lies beside it. To them are added `sha256`, of
-    the tensors, and `facts_sha256`, of all the others. With `keep_previous` the file that was there before remains, as
+    `facts` is JSON data; it travels inside the file, with a checksum of the tensors (`sha256`) and in a line of its own
+    one of itself, and a readable copy lies beside it. With `keep_previous` the file that was there before remains, as
     `previous(path)`. The folder of the folder must be there: one that is gone is not made anew.
 
     Raises:
         OSError: the disk is full, or refuses in another way. What was there before is as it was.
     """
     held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    facts = json.loads(json.dumps(facts | {"sha256": _checksum(held)}))  # as they will be when read
-    facts["facts_sha256"] = _checksum_of_facts(facts)
+    facts = facts | {"sha256": _checksum(held)}
+    text = json.dumps(facts, sort_keys=True)
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    _write(partial, save(held, metadata={_KEY: json.dumps(facts, sort_keys=True)}))
+    _write(partial, save(held, metadata={_KEY: f"{text}\n{_sha256(text)}"}))
     if keep_previous and path.is_file():
         _remain(path, previous(path))
     replace(partial, path)
@@ -128,11 +128,12 @@ def _facts_of(path: Path, wanted: dict[str, type]) -> dict[str, Any]:
 def _facts(metadata: Any, path: Path, wanted: dict[str, type]) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get(_KEY), str):
         raise DamagedError("not a robustkit checkpoint", place=str(path))
+    text, _, checksum = metadata[_KEY].partition("\n")  # the first files had none
     try:
-        facts = parse_json(metadata[_KEY])
+        facts = parse_json(text)
     except ValueError as error:
         raise DamagedError(f"truncated or damaged: {error}", place=str(path)) from error
-    if not isinstance(facts, dict) or facts.get("facts_sha256") not in (None, _checksum_of_facts(facts)):
+    if not isinstance(facts, dict) or checksum not in ("", _sha256(text)):
         raise DamagedError("damaged: its facts do not match their checksum", place=str(path))
     for name, kind in wanted.items():
         if type(facts.get(name)) is not kind or (kind is int and facts[name] < 0):
@@ -209,7 +210,5 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _checksum_of_facts(facts: dict[str, Any]) -> str:
-    """Of all facts but itself. Checkpoints of earlier versions have none."""
-    others = {name: fact for name, fact in facts.items() if name != "facts_sha256"}
-    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -59,7 +59,7 @@ class Fault(Exception):
         self.evidence = evidence
         self.progress = evidence.progress
         self.number = evidence.progress.step + 1  # of the step, counted from 1
-        super().__init__(f"NaN or infinity in step {self.number}")
+        super().__init__(f"not a finite number in step {self.number}")
 
 
 class Watch:
@@ -166,7 +166,7 @@ def _line(
         shown = ", ".join(map(str, rows[:ROWS])) + (f" and {len(rows) - ROWS} more" if len(rows) > ROWS else "")
         what.append(f"{first} of training row{'s' if len(rows) > 1 else ''} {shown}")
     return (
-        f"NaN or infinity in epoch {fault.progress.epoch + 1}, step {fault.number}: {'; '.join(what)} "
+        f"not a finite number in epoch {fault.progress.epoch + 1}, step {fault.number}: {'; '.join(what)} "
         f"(learning rate {fault.evidence.lr:.4g}, radii {radii[0]:.4g} to {radii[1]:.4g}); "
         f"{_remedy(first, bool(sick))}"
     )

@@ -13,7 +13,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from robustkit.core.errors import UserError
 
@@ -42,18 +42,18 @@ def open_file(path: Path) -> IO[bytes]:
     return os.fdopen(descriptor, "rb")
 
 
-def read_text(path: Path, at_most: int = LARGEST) -> str:
+def read_text(path: Path, at_most: int = LARGEST, *, errors: Literal["strict", "replace"] = "strict") -> str:
     """The text (UTF-8) of a file.
 
     Raises:
-        UserError: it is no file, larger than `at_most` bytes, or no text.
+        UserError: it is no file, larger than `at_most` bytes, or (with "strict") no text.
     """
     with open_file(path) as file:
         data = file.read(at_most + 1)
     if len(data) > at_most:
         raise UserError(f"is larger than {at_most >> 20} MiB: not one of ours", place=str(path))
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise UserError(f"is no text: {error}", place=str(path)) from error
 

@@ -55,7 +55,7 @@ class Ledger:
         """The latest entry of each slice, from all processes that ever wrote one."""
         entries: dict[int, Entry] = {}
         for path in self._files():
-            for line in read_text(path, 4 * LARGEST).splitlines():
+            for line in read_text(path, 4 * LARGEST, errors="replace").splitlines():
                 try:
                     data = parse_json(line)
                     right = torch.tensor([sign == "1" for sign in data["right"]], dtype=torch.bool)

@@ -121,7 +121,7 @@ class TerminalDisplay:
         self.say("".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)) + remark)
         if self._parts.best.get("collapse") == report["epoch"]:
             self.say(_collapse(report, recipe))
-        if self._parts.course.get("leap") == report["step"]:
+        if self._parts.course.get("leap", -1) == report.get("step"):
             self.say(_leap(report))
         if self._parts.course.get("overfitting") == report["epoch"]:
             self.say(_overfitting(report))

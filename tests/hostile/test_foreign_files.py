@@ -174,15 +174,6 @@ def test_facts_are_under_a_checksum(spoilt: Path) -> None:
             read(path)
 
 
-def test_checkpoints_without_a_checksum_of_facts_are_read(spoilt: Path) -> None:
-    """Those that earlier versions wrote."""
-    path = spoilt / "checkpoints" / "last.safetensors"
-    before = checkpoint.facts_of(path)
-    path.write_bytes(path.read_bytes().replace(b"facts_sha256", b"other_sha256"))
-    facts = checkpoint.read(path)[1]
-    assert facts.pop("other_sha256") == before.pop("facts_sha256") and facts == before
-
-
 def test_another_recipe_is_refused_on_resume(spoilt: Path) -> None:
     data = json.loads((spoilt / "recipe.json").read_text())
     data["seed"] += 1
