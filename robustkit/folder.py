@@ -62,7 +62,7 @@ def _is_result(entry: Any) -> bool:
         and isinstance(interval, list)
         and len(interval) == 2
         and all(map(_is_share, interval))
-        and _is_number(entry.get("seconds", 0))
+        and _is_number(entry.get("seconds"))
         and _are_shares(entry.get("breakdown", {}))
         and isinstance(shares, dict)
         and all(map(_are_shares, shares.values()))

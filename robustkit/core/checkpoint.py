@@ -211,4 +211,4 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # damaged text may hold anything

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from robustkit.core.checkpoint import replace
-from robustkit.core.errors import DataError, UserError
+from robustkit.core.errors import DataError, UserError, visible
 from robustkit.core.reading import open_file
 from robustkit.data.stored import Stored, array_header
 
@@ -58,7 +58,7 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> zipfile.ZipInfo:
     try:
         return archive.getinfo(f"{name}.npy")
     except KeyError:
-        held = ", ".join(found.removesuffix(".npy") for found in archive.namelist()[:8]) or "nothing"
+        held = ", ".join(visible(found.removesuffix(".npy")[:40]) for found in archive.namelist()[:8]) or "nothing"
         raise DataError(
             f"holds no '{name}', but {held}", place=str(path), remedy="expected are 'image' and 'label'"
         ) from None

@@ -83,6 +83,7 @@ def _zip(path: Path) -> None:
 
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
+DEEP_METADATA = b'{"__metadata__": {"robustkit": "' + rb"{\"a\":" * 100_000 + b'"}}'
 
 THINGS: dict[str, Callable[[Path], None]] = {
     "0 bytes": _bytes(b""),
@@ -122,7 +123,7 @@ THINGS: dict[str, Callable[[Path], None]] = {
     "header that is a list": _header(2, b"[]"),
     "header without metadata": _header(2, b"{}"),
     "metadata that are a number": _header(18, b'{"__metadata__": 3}'),
-    "metadata that are deep": _header(800_035, b'{"__metadata__": {"robustkit": "' + b"[" * 800_000 + b'"}}'),
+    "metadata that are deep": _header(len(DEEP_METADATA), DEEP_METADATA),
 }
 """Name -> what puts it at a path."""
 

@@ -57,6 +57,8 @@ FORGIVING = {"environment": None, "curves": {}, "ledger": {}, "metrics": [], "re
 def test_readers(reader: str, tmp_path: Path) -> None:
     name, read = READERS[reader]
     for number, thing in enumerate(THINGS):
+        if thing == "7 MiB of JSON" and reader not in ("recipe", "ledger"):
+            continue  # it takes a second
         folder = tmp_path / str(number)
         folder.mkdir()
         path = put(thing, folder / name)
@@ -331,17 +333,18 @@ def test_where_data_lie(tmp_path: Path) -> None:
     [
         [],
         {},
-        {"accuracy": "0.5", "n": 4, "ci95": [0, 1]},
-        {"accuracy": 0.5, "n": 4.0, "ci95": [0, 1]},
-        {"accuracy": 0.5, "n": -4, "ci95": [0, 1]},
-        {"accuracy": 50, "n": 4, "ci95": [0, 1]},
-        {"accuracy": 0.5, "n": 4, "ci95": [0, 1, 2]},
-        {"accuracy": 0.5, "n": 4, "ci95": 3},
+        {"accuracy": "0.5", "n": 4, "ci95": [0, 1], "seconds": 1},
+        {"accuracy": 0.5, "n": 4.0, "ci95": [0, 1], "seconds": 1},
+        {"accuracy": 0.5, "n": -4, "ci95": [0, 1], "seconds": 1},
+        {"accuracy": 50, "n": 4, "ci95": [0, 1], "seconds": 1},
+        {"accuracy": 0.5, "n": 4, "ci95": [0, 1, 2], "seconds": 1},
+        {"accuracy": 0.5, "n": 4, "ci95": 3, "seconds": 1},
         {"accuracy": 0.5, "n": 4, "ci95": [0, 1], "seconds": "long"},
-        {"accuracy": 0.5, "n": 4, "ci95": [0, 1], "breakdown": [1]},
-        {"accuracy": 0.5, "n": 4, "ci95": [0, 1], "shares": {"a": {"b": None}}},
-        {"accuracy": 0.5, "n": 4, "ci95": [0, 1], "notes": 3},
-        {"accuracy": True, "n": 4, "ci95": [0, 1]},
+        {"accuracy": 0.5, "n": 4, "ci95": [0, 1]},
+        {"accuracy": 0.5, "n": 4, "ci95": [0, 1], "seconds": 1, "breakdown": [1]},
+        {"accuracy": 0.5, "n": 4, "ci95": [0, 1], "seconds": 1, "shares": {"a": {"b": None}}},
+        {"accuracy": 0.5, "n": 4, "ci95": [0, 1], "seconds": 1, "notes": 3},
+        {"accuracy": True, "n": 4, "ci95": [0, 1], "seconds": 1},
     ],
     ids=str,
 )

@@ -42,7 +42,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 def png_of(width: int, height: int) -> bytes:
     """A PNG that says it has so many grey pixels, and inflates to zeros without end."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    pixels = zlib.compress(bytes(20_000_000), 9)
+    pixels = zlib.compress(bytes(1_000_000), 9)
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
@@ -289,6 +289,14 @@ def test_sizes_that_the_archive_s_index_does_not_tell_truly(tmp_path: Path) -> N
         with in_time(), pytest.raises(DataError, match=r"made\.npz: "):
             read_npz(tmp_path / "made.npz")
     assert not list(tmp_path.glob("*.npy"))
+
+
+def test_names_in_the_archive_are_shown_in_one_line(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "made.npz", "w") as made:
+        made.writestr("i\nmage\x1b[31m.npy", IMAGES)
+    with pytest.raises(DataError, match=r"holds no 'image', but i\\nmage\\x1b\[31m;") as error:
+        read_npz(tmp_path / "made.npz")
+    assert "\n" not in str(error.value)
 
 
 def test_an_array_s_header_is_read_to_its_end_only() -> None:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import robustkit
-
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
@@ -58,7 +56,7 @@ for kind in ("30,000 x 30,000", "9,000 x 9,000", "2^31 - 1 wide"):
     tried(kind, lambda: decode(scratch / "photo.png"))
 for shape in ("header of 4 GB", "header of zeros", "overflowing", "negative"):
     tried(f"npz: {shape}", lambda: read_npz(archive(scratch / "made.npz", SHAPES[shape], LABELS)))
-images = header("(1000000, 8, 8, 1)") + bytes(64_000_000)
+images = header("(250000, 8, 8, 1)") + bytes(16_000_000)
 tried("npz: labels of 100 MB", lambda: read_npz(archive(scratch / "made.npz", images, LABELS + bytes(100_000_000))))
 tried("a head of 2 million classes", facts(classes=[str(number) for number in range(500_000)]))
 tried("images of 900 million pixels", facts(classes=list("abcd"), image_shape=[3, 30_000, 30_000]))
@@ -71,7 +69,7 @@ print(json.dumps(found))
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells peaks of a while")
 def test_peaks(spoilt: Path, tmp_path: Path) -> None:
     here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(Path(robustkit.__file__).parent.parent)])
+    paths = os.pathsep.join([str(here), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", CHILD, str(spoilt), str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment)

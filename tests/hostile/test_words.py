@@ -25,7 +25,7 @@ from robustkit.targets import Momentum
 from robustkit.testing import tiny_recipe
 from robustkit.weights import AWP
 
-BOUNDED = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+BOUNDED = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 BASE = tiny_recipe(
     data=ImageFolder(root="photos"), loss=Align(), target=Momentum(), epsilon=ECAS(), weights=AWP(), epochs=100
 )
