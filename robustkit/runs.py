@@ -132,7 +132,8 @@ def run(
         out: the folder (default: runs/<recipe>-<n>); an existing one is refused.
         source: the recipe's file, copied into the folder; `overrides` are noted beside it.
         device: "cpu", "cuda", "cuda:1", ... (default: the best there is).
-        max_steps, max_time: stop cleanly after so many steps or seconds; `resume` goes on.
+        max_steps: stop cleanly after so many; `resume` goes on.
+        max_time: likewise, after so many seconds.
         rehearse: evaluate and draw even where training stopped at `max_steps` (see `smoke`).
         preflight: look for mistakes before the first step (see `robustkit.evaluation.preflight`).
 

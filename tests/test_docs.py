@@ -100,7 +100,7 @@ COMMANDS = [
     for page in ALL
     for block in blocks(page)
     for line in block.text.splitlines()
-    if re.match(r"robustkit (show|run|compare) \S*\.py", line)
+    if re.match(r"robustkit (show|run|compare) (recipes|plugins)/\S*\.py", line)
 ]
 
 

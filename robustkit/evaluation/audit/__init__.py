@@ -123,7 +123,8 @@ def audit(
 
     Args:
         model: maps (B, C, H, W) to logits (B, K), or to an Output. It stays as found.
-        images, labels: as `robustkit.evaluation.evaluate` takes them.
+        images: as `robustkit.evaluation.evaluate` takes them.
+        labels: likewise.
         threat: the ball that attacks may move in; None: `Linf(epsilon=8/255)`.
         limit: take a fixed random part of so many images; they are forwarded in one batch.
         surrogate: another model for the same images, whose adversarial images are tried on this one.
