@@ -8,7 +8,7 @@ Cost:       at most so many forward-units a step as in the last column; 383 step
 Measured:   not yet
 Open:       `dat` is the paper's method: the criterion measured from the clean image, all images weighing the same.
             `dat-code` is what the code does: measured from the random start, and each image's loss times its own value.
-            Which of the two the published row is, nobody says.
+            The row below is as FAT's authors (ICML 2020) list it; which of the two it is, nobody says.
 Differs:    the code is in Keras. Its WRN-32-10 has the widths and blocks of wrn34_10 (it counts 6n + 2 layers), but
             biases in its convolutions, and no normalisation before a block's first convolution. Its rate also falls by
             1 / (1 + step / 10,000), to 0.18 of what it would be at the end. It rotates by up to 10 degrees and shifts

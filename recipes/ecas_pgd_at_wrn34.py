@@ -2,7 +2,7 @@
 
 Run:        robustkit run recipes/ecas_pgd_at_wrn34.py
 Paper:      ECAS, BMVC 2023, Table 1; training recipe from its code (label smoothing 0.7, drops at 99 and 104)
-Cost:       24 forward-units a step (12 forwards, 10 input backwards, 1 parameter backward), 391 steps, 110 epochs
+Cost:       24 forward-units a step (12 forwards, 10 input backwards, 1 parameter backward), 383 steps, 110 epochs
 Published:  clean 86.32, PGD-10 57.80, PGD-20 56.80, PGD-50 56.48, C&W 55.89, AutoAttack 53.43, best epoch on test
 Measured:   not yet
 Note:       compare with recipes/ecas_table1.py:fixed, which is this very recipe at one radius: label smoothing alone

@@ -2,7 +2,7 @@
 
 Run:        robustkit run recipes/ecas_uiat_wrn34.py
 Papers:     ECAS (BMVC 2023) for radii and training recipe; UIAT (CVPR 2023) for targets and loss
-Cost:       29 forward-units a step (16 forwards, 11 input backwards, 1 parameter backward), 391 steps, 110 epochs
+Cost:       29 forward-units a step (16 forwards, 11 input backwards, 1 parameter backward), 383 steps, 110 epochs
 Published:  nobody has published this combination
 Measured:   not yet at full size; the small CPU variant is in docs/results.md
 Small:      robustkit run recipes/cpu/ecas_uiat_wrn34.py
