@@ -23,10 +23,11 @@ _TINY = 1e-20
 class AWP:
     """Step from the weights that make this batch hardest (Wu et al., NeurIPS 2020).
 
-    Each weight tensor w of more than one dimension moves by `gamma` |w| along its normalised gradient; biases and
-    normalisation stay. The proxy network of the reference code is one more gradient here: its learning rate cancels in
-    the normalisation. The displacement is subtracted after the optimiser's step, so the step survives. Active from
-    epoch `start` on (a fraction of training, or an epoch counted from 1).
+    Each tensor w of more than one dimension whose name has "weight" in it moves by `gamma` |w| along its normalised
+    gradient; biases, normalisation and the centres of a mixture head stay. The proxy network of the reference code is
+    one more gradient here: its learning rate cancels in the normalisation. The displacement is subtracted after the
+    optimiser's step, so the step survives. Active from epoch `start` on (a fraction of training, or an epoch counted
+    from 1).
     """
 
     gamma: float = setting(default=0.01, at_least=0)
