@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import runpy
 from itertools import groupby
@@ -18,6 +17,19 @@ FOLDER = ROOT / "docs" / "methods"
 PAGES = sorted(page for page in FOLDER.glob("*.md") if page.name != "README.md")
 SECTIONS = ["Equations", "Recipe", "Cost", "Numbers", "Where it departs from the paper, or had to choose"]
 PASSES = ("forward", "input backward", "parameter backward", "units")
+
+
+def plugins_of(page: Path) -> set[str]:
+    """The modules of the plugins whose recipes a page names."""
+    return {name.replace("-", "_") for name in re.findall(r"plugins/(robustkit-[\w-]+)/recipes", page.read_text())}
+
+
+@pytest.fixture(autouse=True)
+def plugins_are_installed(request: pytest.FixtureRequest) -> None:
+    if "page" in request.fixturenames:
+        for module in plugins_of(request.getfixturevalue("page")):
+            pytest.importorskip(module)
+
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -59,9 +71,6 @@ def test_costs_are_those_of_the_recipes(page: Path) -> None:
         said.setdefault(name, []).append((*span, [row[each] for each in PASSES]))
     assert said
     for name, lines in said.items():
-        if plugin := re.match(r"plugins/([\w-]+)/", name):
-            if importlib.util.find_spec(plugin[1].replace("-", "_")) is None:
-                continue
         recipe = load_recipe(ROOT / name)
         same = [list(group) for _, group in groupby(phases(recipe), key=lambda phase: phase.total)]
         assert len(lines) == len(same), f"{name} has {len(same)} phases"
