@@ -2,7 +2,7 @@
 
 Run:        robustkit run recipes/uiat_rn18.py
 Paper:      Dong et al., CVPR 2023, Eq. 6 to 8, Table 1
-Cost:       28 forward-units a step (15 forwards, 11 input backwards, 1 parameter backward), 391 steps, 100 epochs
+Cost:       28 forward-units a step (15 forwards, 11 input backwards, 1 parameter backward), 383 steps, 100 epochs
 Published:  clean 85.01, PGD-20 54.63, CW 51.10, AutoAttack 49.11
 Measured:   not yet
 """

@@ -3,7 +3,8 @@
 Run:        robustkit run recipes/nfgsm_prn18.py        (in plugins/robustkit-nfgsm; after pip install robustkit-nfgsm)
 Paper:      de Jorge et al., "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training", NeurIPS 2022
 Cost:       5 forward-units a step (2 forwards, 1 input backward, 1 parameter backward), 383 steps, 30 epochs; PGD-10 23
-Published:  clean 80.29, PGD-50 with 10 restarts 48.24 (as UIAT, CVPR 2023, Table 5 has it; last checkpoint)
+Published:  clean 80.29, robust 48.24 (UIAT, CVPR 2023, Table 5: it says AutoAttack; the level is that of PGD-50 with 10
+            restarts)
             84.66, 56.36 with threat.epsilon=6/255; 75.59, 41.54 with threat.epsilon=10/255
 Measured:   not yet
 Small:      recipes/cpu/nfgsm_prn18.py
