@@ -3,7 +3,7 @@
 Run:        robustkit run recipes/cpu/daat.py
 Paper:      as recipes/daat.py; provisional, and nothing measured with it is a result of DAAT
 Changed:    the budget is that of recipes/cpu/uiat_table1.py: a ResNet-18 of a quarter of the width, 12 epochs of 75
-            steps in batches of 128 on one cycle, bfloat16
+            steps in batches of 128 on one cycle, bfloat16 where the CPU has it
 Helper:     it needs the natural network first:
             robustkit run recipes/cpu/uiat_table1.py:natural --out runs/uiat-helper-cpu
 Cost:       31 forward-units a step, 8 of them the helper's

@@ -3,7 +3,7 @@
 Run:        robustkit run recipes/cpu/ecas_table1.py:ecas, or another name below
 Papers:     ECAS (BMVC 2023), Tables 1 and 4 (AWP: Wu et al. 2020; FAT: Zhang et al. 2020); UIAT (CVPR 2023)
 Changed:    the budget is that of recipes/cpu/uiat_table1.py: backbone, 1,000 images a class (512 of all held out), 12
-            epochs in batches of 128, one cycle of the rate to 0.1, bfloat16
+            epochs in batches of 128, one cycle of the rate to 0.1, bfloat16 where the CPU has it
 Arms:       the first five differ in the radius alone, and all take steps of 0.2 of it, of 8/255 steps of 1.6/255. None
             smooths labels, as the paper's recipe does: smoothing alone moves these numbers, and h_low is close to the
             entropy of its targets. awp attacks in eval mode like the others, fat with its authors' tau and noise

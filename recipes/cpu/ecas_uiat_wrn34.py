@@ -2,7 +2,8 @@
 
 Run:        robustkit run recipes/cpu/ecas_uiat_wrn34.py
 Papers:     as recipes/ecas_uiat_wrn34.py, whose strategies it uses at their own settings
-Changed:    backbone, 1,000 images a class, 20 epochs (two cycles of radii) in batches of 64, one-cycle rate, bfloat16
+Changed:    backbone, 1,000 images a class, 20 epochs (two cycles of radii) in batches of 64, one-cycle rate,
+            bfloat16 where the CPU has it
 Cost:       29 forward-units a step, 149 steps an epoch
 Measured:   clean 49.6, PGD-20 32.1, CW 28.9, AutoAttack 27.7 on the JPEG copy, one seed (docs/results.md)
 """

@@ -2,8 +2,8 @@
 
 Run:        robustkit run recipes/cpu/uiat_table1.py:uiat, or another name below
 Papers:     as recipes/uiat_table1.py, whose strategies it uses at their own settings; IAT is that of UIAT's Table 6
-Changed:    backbone, 1,000 images a class (512 of all held out), 12 epochs in batches of 128, bfloat16; the momentum is
-            0.9 throughout
+Changed:    backbone, 1,000 images a class (512 of all held out), 12 epochs in batches of 128, bfloat16 where the
+            CPU has it; the momentum is 0.9 throughout
 Cost:       forward-units a step below, 75 steps an epoch
 Helper:     HAT needs the natural network first:
             robustkit run recipes/cpu/uiat_table1.py:natural --out runs/uiat-helper-cpu

@@ -5,7 +5,7 @@ Run:        robustkit run recipes/cpu/las_at.py:las-pgd-at, or another name belo
 Paper:      as las_pgd_at.py, las_trades.py and las_awp.py beside this folder, whose strategies for CIFAR-10 it uses
             at their own settings
 Changed:    backbone, also of the policy; 1,000 images a class (512 of all held out), 12 epochs, one-cycle rate with
-            Nesterov momentum, bfloat16; las-awp does not normalise its images
+            Nesterov momentum, bfloat16 where the CPU has it; las-awp does not normalise its images
 Cost:       forward-units a step below, on average, where the policy's forward, S, is 1; 75 steps an epoch
 Published:  nothing at this size
 Measured:   not yet

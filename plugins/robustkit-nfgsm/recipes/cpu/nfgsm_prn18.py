@@ -2,7 +2,7 @@
 
 Run:        robustkit run recipes/cpu/nfgsm_prn18.py    (in plugins/robustkit-nfgsm; after pip install robustkit-nfgsm)
 Paper:      as recipes/nfgsm_prn18.py, whose strategies it uses at their own settings
-Changed:    backbone, 1,000 images a class, 12 epochs, bfloat16
+Changed:    backbone, 1,000 images a class, 12 epochs, bfloat16 where the CPU has it
 Cost:       5 forward-units a step (PGD-10 has 23), 75 steps an epoch
 Measured:   not yet
 """
