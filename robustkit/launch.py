@@ -108,15 +108,19 @@ def _on_cpu(processes: int, device: str | None) -> bool:
 
 def _environment(rank: int, processes: int, port: int, cpu: bool) -> dict[str, str]:
     """What torch's env:// and accelerate read."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found: dict[str, str | int] = {"RANK": rank, "LOCAL_RANK": rank}
     found |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ROBUSTKIT_LAUNCHER": os.getpid()}
     found |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": 0}  # the store is the launcher's
-    found["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", max(1, cores // processes))
+    found["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", max(1, cores() // processes))
     if cpu and sys.platform == "linux":  # else gloo asks the network for this machine's own name
         found["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     return {name: str(value) for name, value in found.items()}
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _attend(children: dict[int, subprocess.Popen[bytes]], board: Noticeboard, before: dict[int, Any]) -> dict[int, int]:
@@ -160,11 +164,15 @@ def _left(rank: int, processes: int, code: int) -> End:
 def _killed(rank: int, processes: int, number: int) -> End:
     from robustkit.core.processes import End, name
 
-    how = "killed by SIGKILL: out of memory, or by hand"
-    if number != signal.SIGKILL:
-        how = f"ended by {signal.Signals(number).name}"
-    fault = f"{name(rank, of=processes)} was {how}"
+    fault = f"{name(rank, of=processes)} was {how_it_ended(number)}"
     return End(1, f"{fault}; what is saved is whole: go on with `robustkit resume RUN`", rank)
+
+
+def how_it_ended(number: int) -> str:
+    """A process that a signal put an end to was ... ."""
+    if number == signal.SIGKILL:
+        return "killed by SIGKILL: out of memory, or by hand"
+    return f"ended by {signal.Signals(number).name}"
 
 
 def _report(codes: dict[int, int], processes: int, board: Noticeboard) -> tuple[int, int]:

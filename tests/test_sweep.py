@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from safetensors.torch import load_file
 
 from robustkit import load_recipe, override, run
 from robustkit.cli.main import main
-from robustkit.sweep import Search, Sweep, Trial, make_sweep, open_sweep, work
+from robustkit.sweep import Search, Sweep, Trial, make_sweep, open_sweep, work, workers
 from robustkit.sweep.axes import Axis, axes_of, is_word, values_of
 
 RECIPE = '''"""Small enough for a test."""
@@ -258,6 +260,177 @@ def test_out_of_time(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "go on with: robustkit sweep here" in capsys.readouterr().err
     assert [trial.ended for trial in open_sweep("here").trials()] == ["", ""]
     assert (Path("here") / "seed=1" / "checkpoints" / "last.safetensors").is_file()
+
+
+# Several workers of one command
+
+
+def test_cores_are_divided_and_gpus_taken_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(name: str, *arguments: Any) -> list[str | None]:
+        return [variables.get(name) for variables in workers.environments(*arguments)]
+
+    for count, cores, threads in ((2, 16, "8"), (3, 16, "5"), (4, 2, "1")):
+        assert of("OMP_NUM_THREADS", count, cores) == [threads] * count
+    assert of("ROBUSTKIT_WORKER", 3, 1) == ["1", "2", "3"]
+    assert of("CUDA_VISIBLE_DEVICES", 5, 8, ["0", "GPU-a"]) == ["0", "GPU-a", "0", "GPU-a", "0"]
+    assert of("CUDA_VISIBLE_DEVICES", 2, 8, ["0", "1", "2"]) == ["0", "1"]
+    assert of("CUDA_VISIBLE_DEVICES", 2, 8, ["3"]) == of("CUDA_VISIBLE_DEVICES", 2, 8) == [None, None]
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [workers.gpus_for(device) for device in (None, "cuda", "cpu", "cuda:1")] == [["0", "1"], ["0", "1"], [], []]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-a,-1,2")  # what stands behind -1 is not seen
+    assert workers.gpus_for(None) == ["5", "GPU-a"]
+
+
+def test_the_most_serious_exit_code_and_what_it_means() -> None:
+    for codes, code, ending in [
+        ([0, 0], 0, ""),
+        ([75, 75], 75, "time"),
+        ([75, 0], 75, ""),  # one was stopped, the other found all done
+        ([130, 75], 130, "interrupt"),
+        ([130, 1], 1, "interrupt"),
+        ([2, 1, 0], 1, ""),
+        ([75, 2], 2, "time"),
+        ([1, 1], 1, "lost"),
+    ]:
+        assert (workers.most_serious(codes), workers.ending(codes)) == (code, ending), codes
+
+
+def attended(*programs: str, come: tuple[int, ...] = ()) -> tuple[list[int], list[str]]:
+    """Exit codes in the order of the programs, and what is said of them. Each says that it is ready first."""
+    children = {}
+    for number, program in enumerate(programs, start=1):
+        code = f"import os, signal, sys, time; print(flush=True); {program}"
+        children[number] = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        for child in children.values():
+            assert child.stdout is not None and child.stdout.readline()
+            child.stdout.close()
+        said: list[str] = []
+        codes = workers.attend(children, list(come), said.append)
+        return codes, said
+    finally:
+        for child in children.values():
+            child.kill()
+            child.wait()
+
+
+def test_one_that_dies_is_named_and_takes_nobody_along() -> None:
+    codes, said = attended("os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(0.5)", "time.sleep(1); sys.exit(7)")
+    assert codes == [1, 0, 1]
+    assert [line.partition(";")[0] for line in said] == [
+        "worker 1 of 3 was killed by SIGKILL: out of memory, or by hand",
+        "worker 3 of 3 ended with exit code 7",
+    ]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_signals_reach_all_of_them(number: int, code: int) -> None:
+    """Whether they listen already or not yet; nobody is complained of."""
+    listening = f"signal.signal({int(number)}, lambda *_: sys.exit({code})); time.sleep(60)"
+    deaf = f"signal.signal({int(number)}, signal.SIG_DFL); time.sleep(60)"
+    assert attended(deaf, f"import threading; {listening}", come=(number,)) == ([code, code], [])
+
+
+def test_lines_of_workers_have_their_number() -> None:
+    import io
+
+    stream = io.StringIO()
+    numbered = workers.Numbered(stream, "[2] ")
+    for text in ("half a ", "line\nand another\n", "", "\n", "begun"):
+        assert numbered.write(text) == len(text)
+    assert stream.getvalue() == "[2] half a line\n[2] and another\n[2] \n" and not numbered.isatty()
+
+
+def begun(sweep: Sweep) -> None:
+    """One step of each trial is done, and no figures are to be drawn."""
+    for trial in sweep.trials():
+        run(sweep.recipe(trial), out=sweep.path(trial), device="cpu", max_steps=1)
+        (sweep.path(trial) / "figures").mkdir()
+        (sweep.path(trial) / "figures" / "examples.png").touch()
+
+
+def test_two_workers_make_the_sweep_of_one(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # those of the one
+    words = [str(finished.parent / "small.py"), GRID[0], "seed=1"]
+    sweep = make_sweep(words[:1], words[1:], out="a=b")  # a name that could be a setting
+    begun(sweep)
+    assert main(["sweep", *words, "--out", "a=b", "--device", "cpu", "--workers", "2", "--json"]) == 0
+    out, err = capfd.readouterr()
+    data, (first, *lines, figure, last) = json.loads(out), err.splitlines()
+    assert [trial["ended"] for trial in data["trials"]] == ["done"] * 2 and data["stopped"] == ""
+    assert first == "a=b: 2 trials, 2 workers" and last.startswith("Every run is in")
+    assert {line[:4] for line in lines} <= {"[1] ", "[2] "} and sum("] Trial " in line for line in lines) == 2
+    assert figure.startswith("Figure ") and (sweep.folder / "sweep-optimizer.lr.png").is_file()
+    for trial in sweep.trials():
+        ours, theirs = weights(sweep.path(trial)), weights(finished / f"{trial.name},seed=1")
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.fixture
+def endless(recipe: str) -> Iterator[subprocess.Popen[str]]:
+    """`robustkit sweep here --workers 2`, both of them training; each trial takes for ever."""
+    sweep = make_sweep([recipe], ["seed=1,2,3", "epochs=100000", "validation.images=0"], out="here")
+    command = [sys.executable, "-m", "robustkit", "sweep", "here", "--workers", "2", "--device", "cpu"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    try:
+        until = time.monotonic() + 120
+        while sum((sweep.path(trial) / "metrics.jsonl").is_file() for trial in sweep.trials()) < 2:
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()  # its workers follow
+        process.communicate(timeout=60)
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(number) for number in text.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_to_a_command_with_workers(endless: subprocess.Popen[str], number: int, code: int) -> None:
+    endless.send_signal(number)
+    _, err = endless.communicate(timeout=60)
+    assert endless.returncode == code and "Traceback" not in err
+    assert err.splitlines()[-1].endswith("; go on with: robustkit sweep here")
+    for seed in (1, 2):
+        assert Path("here", f"seed={seed}", "checkpoints", "last.safetensors").is_file()
+    assert [trial.ended for trial in open_sweep("here").trials()] == ["", "", ""]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks /proc for processes")
+def test_a_worker_that_is_killed_leaves_its_trial_to_the_others(endless: subprocess.Popen[str]) -> None:
+    """To the next command, as the other worker is busy for ever."""
+    first, _ = children(endless)
+    os.kill(first, signal.SIGKILL)
+    assert endless.stderr is not None
+    lines = iter(endless.stderr.readline, "")
+    assert next(line for line in lines if "worker" in line and "killed" in line).startswith("worker 1 of 2 was killed")
+    sweep = open_sweep("here")
+    taken = [lock is None for lock in map(sweep.claim, (1, 2, 3))]
+    assert sum(taken) == 1  # by the other one, which goes on
+    endless.send_signal(signal.SIGTERM)
+    endless.communicate(timeout=60)
+    assert endless.returncode == 1
+
+
+@pytest.mark.slow
+def test_workers_stop_in_order_when_their_parent_is_killed(endless: subprocess.Popen[str]) -> None:
+    endless.kill()
+    _, err = endless.communicate(timeout=60)  # once nobody holds the pipe
+    assert err.count("Stopping after this step") == 2 and "Traceback" not in err
+    sweep = open_sweep("here")
+    assert all(lock is not None for lock in map(sweep.claim, (1, 2, 3)))
+    assert [trial.ended for trial in sweep.trials()] == ["", "", ""]
 
 
 # Search

@@ -2,7 +2,7 @@
 
 Lists are tried in every combination, which are checked as recipes before the first one trains. The folder of a sweep
 goes on with it, and so does the same command with the same --out; as many workers as you like may do so at once, on
-every machine that sees the folder.
+every machine that sees the folder. --workers N starts N of them here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,15 @@ EXAMPLES = """\
   robustkit sweep recipes/quickstart.py loss.weight=1,2,3.5,5 seed=1,2,3 epochs=6
   robustkit sweep recipes/pgd_at_rn18.py recipes/trades_rn18.py recipes/uiat_rn18.py seed=1,2,3 --out runs/three
   robustkit sweep runs/three --device cuda:1
+  robustkit sweep recipes/quickstart.py loss.weight=1,5 seed=1,2,3 --workers 4
   robustkit sweep recipes/uiat_rn18.py optimizer.lr=0.01..0.3:log loss.weight=1..5 --search tpe --trials 20"""
+
+_STOPS = {
+    "": ("", 0),
+    "time": ("Stopped: the time is over", EXIT_TIME),
+    "interrupt": ("Interrupted", EXIT_INTERRUPT),
+    "lost": ("Stopped: no worker is left", EXIT_FAILURE),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prune", action="store_true", help="of a search: stop a trial after an epoch below the median of those done"
     )
+    words = "share the trials among N processes of this machine: cores are divided, several GPUs taken by turns"
+    parser.add_argument("--workers", type=count, metavar="N", default=1, help=words)
     parser.add_argument("--retry", action="store_true", help="take up the trials that failed once more")
     parser.add_argument(
         "--max-time",
@@ -70,24 +80,56 @@ def execute(arguments: argparse.Namespace) -> int:
         remedy = "start it several times instead: workers share the trials"
         raise UserError("each of its trials trains in one process", place="robustkit sweep", remedy=remedy)
     sweep = _sweep(arguments)
-    from robustkit.reporting.terminal import run_display
-    from robustkit.sweep import work
+    from robustkit.sweep import take_up_again, workers
 
-    trials = len(sweep.trials()) if sweep.search is None else sweep.search.trials
+    if workers.is_one():
+        workers.settle_in()
+        return _STOPS[_work(sweep, arguments)][1]
+    if arguments.retry:
+        take_up_again(sweep)
+    trials = sweep.trials()
+    planned = len(trials) if sweep.search is None else sweep.search.trials
+    left = planned - sum(bool(trial.ended) for trial in trials)
+    several = min(arguments.workers, left)
     if not arguments.quiet:
-        say(f"{sweep.folder}: {trials} trials")
+        say(f"{sweep.folder}: {planned} trials{f', {several} workers' if several > 1 else ''}")
+    if several > 1:
+        codes = _start(sweep, several, arguments)
+        return workers.most_serious([*codes, _report(sweep, workers.ending(codes), arguments)])
     try:
-        stopped = work(
-            sweep,
-            device=arguments.device,
-            max_time=arguments.max_time,
-            retry=arguments.retry,
-            display=lambda: with_trackers(run_display(quiet=arguments.quiet), arguments),
-        )
+        stopped = _work(sweep, arguments)
     except KeyboardInterrupt:
         say(f"Interrupted{_go_on(sweep)}")
         raise
     return _report(sweep, stopped, arguments)
+
+
+def _work(sweep: Sweep, arguments: argparse.Namespace) -> str:
+    """In this process. Returns why it stopped before the end, or ""."""
+    from robustkit.reporting.terminal import run_display
+    from robustkit.sweep import work
+
+    return work(
+        sweep,
+        device=arguments.device,
+        max_time=arguments.max_time,
+        display=lambda: with_trackers(run_display(quiet=arguments.quiet), arguments),
+    )
+
+
+def _start(sweep: Sweep, workers: int, arguments: argparse.Namespace) -> list[int]:
+    """In so many other processes. Returns their exit codes."""
+    from robustkit.launch import cores
+    from robustkit.reporting.terminal import run_display
+    from robustkit.sweep.workers import environments, gpus_for, run_workers
+
+    with_trackers(run_display(quiet=True), arguments)  # a mistake is to be told once, not by each
+    words = ["sweep", os.path.join(".", sweep.folder)]  # a name as a=b would be a setting
+    words += [] if arguments.device is None else ["--device", arguments.device]
+    words += [] if arguments.max_time is None else ["--max-time", f"{arguments.max_time:.0f}s"]
+    words += [word for name in arguments.log_with for word in ("--log-with", name)]
+    words += [f"--{option}" for option in ("quiet", "debug") if getattr(arguments, option)]
+    return run_workers(words, environments(workers, cores(), gpus_for(arguments.device)), say)
 
 
 def _sweep(arguments: argparse.Namespace) -> Sweep:
@@ -123,9 +165,10 @@ def _report(sweep: Sweep, stopped: str, arguments: argparse.Namespace) -> int:
         print(json.dumps(trials.to_data(sweep) | {"stopped": stopped}, indent=2))
     else:
         trials.print_sweep(consoles.results(), sweep)
+    words, code = _STOPS[stopped]
     if stopped:
-        say(f"{'Interrupted' if stopped == 'interrupt' else 'Stopped: the time is over'}{_go_on(sweep)}")
-        return EXIT_INTERRUPT if stopped == "interrupt" else EXIT_TIME
+        say(f"{words}{_go_on(sweep)}")
+        return code
     for path, drawn in trials.draw_figures(sweep):
         if not arguments.quiet:
             say(f"Figure            {drawn}" if isinstance(drawn, Path) else f"No figure of {path}: {drawn}")

@@ -11,6 +11,6 @@ that a worker may be killed at any moment, and another one goes on with its tria
 """
 
 from robustkit.sweep.folder import Search, Sweep, Trial, make_sweep, open_sweep
-from robustkit.sweep.worker import work
+from robustkit.sweep.worker import take_up_again, work
 
-__all__ = ["Search", "Sweep", "Trial", "make_sweep", "open_sweep", "work"]
+__all__ = ["Search", "Sweep", "Trial", "make_sweep", "open_sweep", "take_up_again", "work"]

@@ -42,7 +42,7 @@ def work(
     limits = Limits(deadline=None if max_time is None else time.monotonic() + max_time)
     speaker = display()
     if retry:
-        _take_up_again(sweep)
+        take_up_again(sweep)
     with limits.listening(speaker.say):
         try:
             waiting = False
@@ -58,7 +58,7 @@ def work(
                 if not left:
                     return _measure_best(sweep, device, limits, display())
                 if not waiting:
-                    speaker.say(f"Other workers are at {len(left)} trials; waiting for them (Ctrl-C leaves them to it)")
+                    speaker.say(f"Other workers are at {len(left)} trials; waiting for them")
                     waiting = True
                 _pause(limits)
             return reason
@@ -73,7 +73,8 @@ def _pause(limits: Limits) -> None:
         time.sleep(0.1)
 
 
-def _take_up_again(sweep: Sweep) -> None:
+def take_up_again(sweep: Sweep) -> None:
+    """Trials that failed are to be done once more."""
     for trial in sweep.trials():
         if trial.ended == "failed" and (lock := sweep.claim(trial.number)) is not None:
             with lock:
