@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from robustkit.core.reading import parse_json, read_object, read_text
 from robustkit.core.recipe import Recipe, save_recipe, split_address
 from robustkit.core.spec import digest, to_json
 from robustkit.core.world import World
+from robustkit.lock import locked
 
 _BEGUN = ".begun"
 """What is in a folder until it is a run."""
@@ -144,29 +145,56 @@ def write_outcomes(folder: Path, outcomes: dict[str, dict[str, dict[str, str]]])
     checkpoint.write_text(folder / "outcomes.json", json.dumps(outcomes, indent=1, sort_keys=True) + "\n")
 
 
-def new_folder(out: str | Path | None, source: str | Path | None, world: World) -> Path:
-    """Makes the run's folder; in the default place, the first number that is free. One process makes it for all."""
+@contextmanager
+def new_folder(
+    out: str | Path | None, source: str | Path | None, world: World, say: Callable[[str], None]
+) -> Iterator[Path]:
+    """Makes the run's folder and holds it (see `locked`). One process makes it for all.
+
+    In the default place, it is the first number that is free, also for runs that begin at the same time.
+
+    Raises:
+        UserError: something is there already, or it cannot be made; in every process.
+    """
     made: Path | UserError | None = None
-    if world.rank == 0:
-        stem = stem_of(source) if source is not None else "run"
-        numbered = (Path("runs", f"{stem}-{number}") for number in itertools.count(1))
-        folder = Path(out) if out is not None else next(path for path in numbered if not path.exists())
-        try:
-            _make(folder)
-            made = folder
-        except UserError as error:
-            made = error
-    made = world.share(made)
-    if isinstance(made, UserError):
-        raise made
-    assert made is not None
-    return made
+    with ExitStack() as stack:
+        if world.rank == 0:
+            try:
+                made = _numbered(stem_of(source) if source is not None else "run") if out is None else Path(out)
+                _make(made)
+                stack.enter_context(locked(made, say))
+                _make(made)  # another process may have made a run of it before we had the lock
+            except UserError as error:
+                made = error
+        made = world.share(made)
+        if isinstance(made, UserError):
+            raise made
+        assert made is not None
+        yield made
 
 
 def stem_of(source: str | Path) -> str:
     """'uiat_table1-cifar10-mart' of 'recipes/uiat_table1.py:cifar10-mart'."""
     file, name = split_address(source)
     return f"{file.stem}-{name}" if name else file.stem
+
+
+def _numbered(stem: str) -> Path:
+    """runs/<stem>-<n>, made here and now."""
+    for number in itertools.count(1):
+        path = Path("runs", f"{stem}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unwritable(path, error) from error
+    raise AssertionError
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot be written: {error.strerror}", place=str(folder), remedy="choose another --out")
 
 
 def _make(folder: Path) -> None:
@@ -178,8 +206,7 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _BEGUN).mkdir(exist_ok=True)
     except OSError as error:
-        fault = f"cannot be written: {error.strerror}"
-        raise UserError(fault, place=str(folder), remedy="choose another --out") from error
+        raise _unwritable(folder, error) from error
 
 
 def write_facts(

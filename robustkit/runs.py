@@ -13,6 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,6 +50,7 @@ from robustkit.folder import (
     write_results,
 )
 from robustkit.limits import Limits
+from robustkit.lock import holder, locked_by_first
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,20 +142,21 @@ def run(
     Raises:
         UserError: the folder exists or cannot be written, the data are missing, or do not fit the recipe; or training
             would mean nothing, as preflight finds.
+        InUseError: another process begins a run in that folder.
         StorageError: the disk refuses in mid-run. What was saved is whole; the line says how to go on.
     """
-    world = make_world(recipe, device)
-    folder = new_folder(out, source, world)
-    if world.rank == 0:
-        write_facts(folder, recipe, source, overrides, world)
-    world.barrier()
-    limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time, rehearse)
-    try:
-        return _go_on(folder, recipe, world, limits, display or Silent(), preflight)
-    except UserError:
-        if world.rank == 0 and not (folder / "checkpoints").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # nothing is lost, and the mended command finds its folder free
-        raise
+    world, display = make_world(recipe, device), display or Silent()
+    with new_folder(out, source, world, display.say) as folder:
+        if world.rank == 0:
+            write_facts(folder, recipe, source, overrides, world)
+        world.barrier()
+        limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time, rehearse)
+        try:
+            return _go_on(folder, recipe, world, limits, display, preflight)
+        except UserError:
+            if world.rank == 0 and not (folder / "checkpoints").exists():
+                shutil.rmtree(folder, ignore_errors=True)  # nothing is lost; the mended command finds its folder free
+            raise
 
 
 def resume(
@@ -170,13 +173,16 @@ def resume(
 
     Raises:
         UserError: it is no run, neither checkpoint is whole, or they belong to another recipe.
+        InUseError: another process works on it.
         StorageError: as `run`.
     """
-    folder = Path(folder)
+    folder, display = Path(folder), display or Silent()
     recipe = recipe_of(folder)
     _learn_backbone(folder, recipe)
-    limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time)
-    return _go_on(folder, recipe, make_world(recipe, device), limits, display or Silent())
+    world = make_world(recipe, device)
+    with locked_by_first(folder, world, display.say):
+        limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time)
+        return _go_on(folder, recipe, world, limits, display)
 
 
 def evaluate_run(
@@ -195,7 +201,8 @@ def evaluate_run(
     """Measure a run's checkpoints: what results.json lacks, or everything `again`.
 
     Results are kept in results.json, unless `limit` cuts the test images or training is not finished: such results are
-    provisional, and returned only. An evaluation that was stopped or killed goes on where it was.
+    provisional, and returned only. An evaluation that was stopped or killed goes on where it was; not so a provisional
+    one beside another process that works on the run, of which nothing is written.
 
     Args:
         suite: what to measure instead of the recipe's own suites: a name ("quick", ...), a value, or several.
@@ -205,6 +212,7 @@ def evaluate_run(
 
     Raises:
         UserError: it is no run, a checkpoint is damaged, or there is no such measure.
+        InUseError: another process works on the run, and results are to be kept.
     """
     from robustkit.evaluation.suites import some_of, suites_of
 
@@ -221,11 +229,18 @@ def evaluate_run(
     if not kept:
         reason = f"limited to {limit} test images" if finished else f"training stands at step {parts.step}"
         display.say(f"Provisional results ({reason}): results.json stays as it is")
-    verdict = Verdict(folder, parts.world, kept=kept)
-    for finding in _suspicious(parts, wanted):
-        display.say(finding)
+    busy = "" if kept else parts.world.share(holder(folder))
+    if busy:
+        display.say(f"{folder} is in use by {busy}: nothing is written, a stopped evaluation begins anew")
     limits = Limits(deadline=None if max_time is None else time.monotonic() + max_time)
-    with limits.listening(display.say), disk_trouble(folder, "give the same command again"):
+    with (
+        nullcontext() if busy else locked_by_first(folder, parts.world, display.say),
+        limits.listening(display.say),
+        disk_trouble(folder, "give the same command again"),
+    ):
+        verdict = Verdict(folder, parts.world, kept=kept, notes=not busy)
+        for finding in _suspicious(parts, wanted):
+            display.say(finding)
         try:
             stopped = _measure(parts, wanted, checkpoints, verdict, again, exact, limits, display)
         finally:
@@ -372,16 +387,16 @@ def _go_on(
             stopped = _train_and_judge(folder, recipe, world, limits, display, preflight)
             control = None
             if stopped in ("", "collapse") and recipe.control is not None:
-                if world.rank == 0 and not (folder / "control" / "recipe.json").is_file():
-                    (folder / "control").mkdir(exist_ok=True)
-                    write_facts(folder / "control", recipe.control, None, (), world)
-                world.barrier()
-                display.say("Control: " + _describe(recipe.control))
-                beside = attrs.evolve(world, seed=recipe.control.seed)
-                stopped = (
-                    _train_and_judge(folder / "control", recipe.control, beside, limits, display, preflight) or stopped
-                )
-                control = read_results(folder / "control")
+                inside, beside = folder / "control", attrs.evolve(world, seed=recipe.control.seed)
+                if world.rank == 0:
+                    inside.mkdir(exist_ok=True)
+                with locked_by_first(inside, world, display.say):
+                    if world.rank == 0 and not (inside / "recipe.json").is_file():
+                        write_facts(inside, recipe.control, None, (), world)
+                    world.barrier()
+                    display.say("Control: " + _describe(recipe.control))
+                    stopped = _train_and_judge(inside, recipe.control, beside, limits, display, preflight) or stopped
+                control = read_results(inside)
         finally:
             display.end()
     return Outcome(folder, stopped, read_results(folder), control)
@@ -570,10 +585,14 @@ def _judge(folder: Path, parts: Parts, limits: Limits, display: RunDisplay) -> s
 
 
 class Verdict:
-    """What is known of a run's checkpoints: results.json and outcomes.json, or the same in memory alone."""
+    """What is known of a run's checkpoints: results.json and outcomes.json, or the same in memory alone.
 
-    def __init__(self, folder: Path, world: World, *, kept: bool = True) -> None:
+    `evaluation` is where that is noted which is judged but not known yet; None: nowhere.
+    """
+
+    def __init__(self, folder: Path, world: World, *, kept: bool = True, notes: bool = True) -> None:
         self.folder, self._writes = folder, kept and world.rank == 0
+        self.evaluation = folder / "evaluation" if notes else None
         self.results = world.share(read_results(folder)) if kept else {}
         self.outcomes = read_outcomes(folder) if kept else {}
 
@@ -626,7 +645,7 @@ def judge(
 ) -> str:
     """The recipe's measures on the weights in `parts.final`, but for those in `verdict` unless `again`.
 
-    What is judged is noted in the folder's `evaluation/`, slice by slice, until the measure is done: an evaluation that
+    What is judged is noted in `verdict.evaluation`, slice by slice, until the measure is done: an evaluation that
     was stopped or killed goes on there.
     """
     from robustkit.evaluation.evaluate import PROBE, judge_slices, ledger_of, made_ready, rows_of
@@ -651,9 +670,7 @@ def judge(
             key, threat = result_key(suite, measure), suite.threat or recipe.threat
             if hasattr(measure, "calibrated"):
                 measure = world.share(measure.calibrated(subject.logits, _held_out(parts)))
-            ledger = ledger_of(
-                verdict.folder / "evaluation", weights, measure, threat, rows, recipe.batch_size, 0, exact, world
-            )
+            ledger = ledger_of(verdict.evaluation, weights, measure, threat, rows, recipe.batch_size, 0, exact, world)
             result = judge_slices(
                 measure,
                 attrs.evolve(subject, threat=threat),

@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 
 from robustkit import load_recipe, override, run
 from robustkit.cli.main import main
+from robustkit.lock import locked
+from robustkit.runs import Silent
 from robustkit.sweep import Search, Sweep, Trial, make_sweep, open_sweep, work, workers
 from robustkit.sweep.axes import Axis, axes_of, is_word, values_of
 
@@ -250,6 +252,32 @@ def test_a_worker_takes_up_what_another_left(finished: Path, tmp_path: Path, mon
     assert sweep.again(first).ended == "done"
     ours, theirs = weights(sweep.path(first)), weights(finished / first.name)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_trial_that_somebody_else_works_on_is_left_alone(
+    seen: bool, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `robustkit resume` or `eval`, seen before or only when its run is to go on: it has not failed."""
+    monkeypatch.setattr("robustkit.sweep.worker.LOOK_EVERY", 0.1)
+    sweep = make_sweep([str(finished.parent / "small.py")], GRID, out=tmp_path / "sweep")
+    first, second, *others = sweep.trials()
+    for trial in others:
+        sweep.write(attrs.evolve(trial, ended="done"))
+    run(sweep.recipe(first), out=sweep.path(first), device="cpu", max_steps=1)
+    if not seen:
+        monkeypatch.setattr("robustkit.sweep.worker.holder", lambda folder: "")
+
+    class Stop(Silent):
+        def say(self, text: str) -> None:
+            if "waiting for them" in text or "is in use by" in text:
+                signal.raise_signal(signal.SIGTERM)
+
+    with locked(sweep.path(first), print):
+        assert work(sweep, device="cpu", max_time=60, display=Stop) == "time"
+        assert (sweep.again(first).ended, sweep.again(second).ended) == ("", "done" if seen else "")
+    assert work(sweep, device="cpu", max_time=60) == ""
+    assert sweep.again(first).ended == "done"
 
 
 def test_out_of_time(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

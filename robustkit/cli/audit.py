@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     from robustkit.evaluation.audit import audit
+    from robustkit.lock import locked
 
     def load(target: str, checkpoint: str | None = None) -> Any:
         named = arguments.words if is_function(target) or arguments.surrogate is None else []
@@ -56,25 +57,26 @@ def execute(arguments: argparse.Namespace) -> int:
 
     target = load(arguments.target, arguments.checkpoint)
     surrogate = None if arguments.surrogate is None else load(arguments.surrogate)
-    with _watching() as watch:
-        found = audit(
-            target.model.eval(),
-            target.images,
-            threat=target.threat,
-            limit=arguments.limit,
-            seed=arguments.seed,
-            surrogate=None if surrogate is None else surrogate.model,
-            device=target.device,
-            watch=watch,
-        )
-    data = {"target": target.name, "surrogate": None if surrogate is None else surrogate.name} | found.to_json()
-    if arguments.json:
-        print(json.dumps(data, indent=2))
-    else:
-        _show(target.name, found)
-    if target.folder is not None:
-        checkpoint = run_of(arguments.target, arguments.checkpoint)[1] or "last"
-        say(f"Written to {_write(target.folder, checkpoint, data)}")
+    with nullcontext() if target.folder is None else locked(target.folder, say):
+        with _watching() as watch:
+            found = audit(
+                target.model.eval(),
+                target.images,
+                threat=target.threat,
+                limit=arguments.limit,
+                seed=arguments.seed,
+                surrogate=None if surrogate is None else surrogate.model,
+                device=target.device,
+                watch=watch,
+            )
+        data = {"target": target.name, "surrogate": None if surrogate is None else surrogate.name} | found.to_json()
+        if arguments.json:
+            print(json.dumps(data, indent=2))
+        else:
+            _show(target.name, found)
+        if target.folder is not None:
+            checkpoint = run_of(arguments.target, arguments.checkpoint)[1] or "last"
+            say(f"Written to {_write(target.folder, checkpoint, data)}")
     return EXIT_FAILURE if any(finding.verdict == "failure" for finding in found.findings) else 0
 
 

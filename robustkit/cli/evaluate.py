@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from robustkit.cli.options import EXIT_INTERRUPT, EXIT_TIME, add_device, add_json, add_processes, count, seconds
@@ -145,21 +146,23 @@ def _function(arguments: argparse.Namespace) -> int:
 
 
 def _curves(arguments: argparse.Namespace) -> int:
+    from robustkit.lock import locked
     from robustkit.reporting.curves import draw_curves
 
     target = load_target(arguments.target, arguments.words, device=arguments.device, checkpoint=arguments.checkpoint)
     folder = target.folder or Path(arguments.out or Path("runs", f"eval-{arguments.target.rpartition(':')[2]}"))
-    written = draw_curves(
-        folder,
-        target.model,
-        target.images,
-        threat=target.threat,
-        names=target.classes,
-        wanted=tuple(arguments.curves.split(",")),
-        limit=arguments.limit,
-        device=target.device,
-        say=(lambda text: None) if arguments.quiet else say,
-    )
+    with nullcontext() if target.folder is None else locked(folder, say):
+        written = draw_curves(
+            folder,
+            target.model,
+            target.images,
+            threat=target.threat,
+            names=target.classes,
+            wanted=tuple(arguments.curves.split(",")),
+            limit=arguments.limit,
+            device=target.device,
+            say=(lambda text: None) if arguments.quiet else say,
+        )
     if arguments.json:
         print((folder / "curves.json").read_text(encoding="utf-8"), end="")
     else:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import attrs
 
 from robustkit.core.errors import UserError
 from robustkit.core.override import override
 from robustkit.limits import Limits
+from robustkit.lock import InUseError, holder
 from robustkit.reporting.together import Together
 from robustkit.runs import RunDisplay, Silent, evaluate_run, resume, run
 from robustkit.sweep.folder import Sweep, Trial
@@ -85,8 +86,8 @@ def take_up_again(sweep: Sweep) -> None:
 def _free_trial(sweep: Sweep) -> Iterator[Trial | None]:
     """A trial that has not ended and that nobody is at, until it is given back; None if there is none."""
     for trial in sweep.trials():
-        if trial.ended or (lock := sweep.claim(trial.number)) is None:
-            continue
+        if trial.ended or holder(sweep.path(trial)) or (lock := sweep.claim(trial.number)) is None:
+            continue  # somebody may work on its run by other commands, too
         with lock:
             trial = sweep.again(trial)  # it may have ended before we had the lock
             if not trial.ended:
@@ -143,6 +144,9 @@ def _train(sweep: Sweep, trial: Trial, device: str | None, limits: Limits, displ
                 max_time=limits.left(),
                 display=watching,
             )
+    except InUseError as error:
+        display.say(str(error))
+        return ""
     except Pruned:
         ended = attrs.evolve(trial, ended="pruned")
     except Exception as error:  # whatever it is, the other trials are not to blame
@@ -171,7 +175,7 @@ def _measure_best(sweep: Sweep, device: str | None, limits: Limits, display: Run
     while not (reason := limits.reason()):
         lock = sweep.claim(best.number)
         if lock is not None:
-            with lock:
+            with lock, suppress(InUseError):
                 folder = sweep.path(best)
                 outcome = evaluate_run(folder, suite=suites, device=device, max_time=limits.left(), display=display)
                 return outcome.stopped

@@ -25,6 +25,7 @@ from robustkit.evaluation.ledger import Ledger
 from robustkit.evaluation.sources import OwnImages
 from robustkit.folder import read_metrics, read_results
 from robustkit.loading import Classifier, load
+from robustkit.lock import locked
 from robustkit.reporting.comparison import short_names
 from robustkit.reporting.curves import stored
 from robustkit.reporting.paper.panels import radius_in_words
@@ -128,13 +129,20 @@ class FinishedRun:
         return Judged(found["images"], found["right"], found.get("shares", {}))
 
     def remember(self, what: str, facts: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `make` gives, which is JSON; kept in figures.json for this checkpoint, these images and `facts`."""
+        """What `make` gives, which is JSON; kept in figures.json for this checkpoint, these images and `facts`.
+
+        Raises:
+            InUseError: it is to be made, and another process works on the run.
+        """
         store = self.folder / "figures.json"
         key = digest([what, self.facts["sha256"], SEED, self.images, facts])
         held = stored(store)
         if not isinstance(held.get(key), dict):
-            held[key] = {"what": what, "checkpoint": self.checkpoint, "limit": self.images, **make()}
-            checkpoints.write_text(store, json.dumps(held, indent=1, sort_keys=True) + "\n")
+            with locked(self.folder, self.display.say):
+                held = stored(store) | {
+                    key: {"what": what, "checkpoint": self.checkpoint, "limit": self.images, **make()}
+                }
+                checkpoints.write_text(store, json.dumps(held, indent=1, sort_keys=True) + "\n")
         kept: dict[str, Any] = held[key]
         return kept
 
