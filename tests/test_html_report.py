@@ -540,6 +540,69 @@ def test_command(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert held == after
 
 
+def without(folder: Path, key: str) -> None:
+    """As if that had not been measured, nor told of."""
+    for name in ("results.json", "outcomes.json"):
+        held = {checkpoint: dict(entries) for checkpoint, entries in read(folder / name).items()}
+        for entries in held.values():
+            entries.pop(key)
+        (folder / name).write_text(json.dumps(held))
+    assert main(["report", str(folder)]) == 0
+
+
+def measures_on(folder: Path) -> list[str]:
+    """The page's rows, those of the run and not merely of its control."""
+    _, *rows = Page((folder / "report.html").read_text()).tables()["Accuracy in % with its 95 % interval"]
+    return [row[0] for row in rows if row[2]]
+
+
+def test_written_anew_after_evaluation(own: Path, no_charts: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """When there is something new in the folder, and not otherwise."""
+    without(own, "pgd-3")
+    assert measures_on(own) == ["clean"]
+    before = (own / "report.html").read_bytes()
+    words = ["eval", str(own), "--device", "cpu"]
+    assert main([*words, "--limit", "8"]) == 0
+    assert (own / "report.html").read_bytes() == before
+    assert main(words) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == f"Report            {own / 'report.html'} (a page for a browser)"
+    assert measures_on(own) == ["clean", "pgd-3"]
+    (own / "report.html").unlink()
+    assert main(words) == 0
+    assert not (own / "report.html").exists()
+
+
+def test_written_anew_after_an_audit_and_curves(own: Path, no_charts: None) -> None:
+    for name in ("audit.json", "curves.json"):
+        (own / name).unlink()
+    assert main(["report", str(own)]) == 0
+    steps = "Accuracy by steps"
+    assert not any(steps in caption for caption in Page((own / "report.html").read_text()).tables())
+    words = ["--limit", "20", "--device", "cpu"]
+    assert main(["eval", str(own), "--curves", "steps", "--quiet", *words]) == 0
+    assert any(steps in caption for caption in Page((own / "report.html").read_text()).tables())
+    before = Page((own / "report.html").read_text()).text
+    assert main(["audit", str(own), *words]) in (0, 1)
+    assert "No audit" in before and "Audit of last" not in before
+    after = Page((own / "report.html").read_text()).text
+    assert "No audit" not in after and "Audit of last" in after
+
+
+def test_results_stand_where_the_page_cannot_be_written(
+    own: Path, no_charts: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without(own, "pgd-3")
+
+    def full(*_: Any) -> Path:
+        raise OSError(28, "No space left on device", "report.html")
+
+    monkeypatch.setattr("robustkit.reporting.report.write_report", full)
+    assert main(["eval", str(own), "--device", "cpu", "--quiet"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("No report: ") and "No space left on device" in line
+    assert "pgd-3" in read(own / "results.json")["last"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -2,7 +2,7 @@
 
 Takes the test images and the threat model of the run; for module:function, called without arguments, name the images
 (data=...) and, if not L-infinity 8/255, the threat model (threat=...). Exit code 1 where a check fails. What is found
-of a run is also written to its audit.json.
+of a run is also written to its audit.json, and its report.html anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustkit.cli.options import EXIT_FAILURE, add_device, add_json, count
-from robustkit.cli.outcome import say
+from robustkit.cli.outcome import renew_page, say
 from robustkit.cli.target import HELP, WORDS, is_function, load_target, run_of
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def execute(arguments: argparse.Namespace) -> int:
         if target.folder is not None:
             checkpoint = run_of(arguments.target, arguments.checkpoint)[1] or "last"
             say(f"Written to {_write(target.folder, checkpoint, data)}")
+            renew_page(target.folder, arguments)
     return EXIT_FAILURE if any(finding.verdict == "failure" for finding in found.findings) else 0
 
 

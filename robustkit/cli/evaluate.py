@@ -1,8 +1,8 @@
 """Judge a run's checkpoints, or any model: clean accuracy, attacks, AutoAttack.
 
 Of a run this measures what its recipe asks for and results.json lacks, or a suite (--suite), and shows everything.
-Results are written to results.json, except those of --limit and of a run whose training is not finished. A killed or
-interrupted evaluation goes on where it was, with the same command.
+Results are written to results.json, and the run's report.html anew, except those of --limit and of a run whose training
+is not finished. A killed or interrupted evaluation goes on where it was, with the same command.
 
 Of module:function, called without arguments, the module it returns is judged: it maps images in [0, 1] to logits,
 normalisation inside. Name the test images (data=...) and, if not L-infinity 8/255, the threat model (threat=...).
@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from robustkit.cli.options import EXIT_INTERRUPT, EXIT_TIME, add_device, add_json, add_processes, count, seconds
-from robustkit.cli.outcome import say, show_results, speaks, watched
+from robustkit.cli.outcome import renew_page, say, show_results, speaks, watched
 from robustkit.cli.target import HELP, WORDS, is_function, load_target, run_of
 from robustkit.core.errors import UserError
 
@@ -65,10 +65,12 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from robustkit import runs
+    from robustkit.folder import read_results
 
     folder, checkpoint = run_of(arguments.target, arguments.checkpoint)
     if arguments.words:
         raise UserError(f"a run brings its own data and threat model, not {arguments.words[0]!r}", place=str(folder))
+    before = read_results(folder)
     outcome = watched(
         arguments,
         lambda display: runs.evaluate_run(
@@ -85,6 +87,8 @@ def _run(arguments: argparse.Namespace) -> int:
         ),
     )
     show_results(outcome, arguments)
+    if read_results(folder) != before:
+        renew_page(folder, arguments)
     if outcome.stopped:
         say("Stopped; the same command goes on where it was")
         return EXIT_TIME if outcome.stopped == "time" else EXIT_INTERRUPT
@@ -168,6 +172,8 @@ def _curves(arguments: argparse.Namespace) -> int:
     else:
         for path in written:
             print(path)
+    if target.folder is not None:
+        renew_page(folder, arguments)
     return 0
 
 

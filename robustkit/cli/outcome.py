@@ -1,4 +1,4 @@
-"""What `run`, `resume` and `eval` say at the end."""
+"""What `run`, `resume`, `eval` and `audit` say and write at the end."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def report(outcome: Outcome, arguments: argparse.Namespace) -> int:
         return code
     show_results(outcome, arguments)
     done = outcome.stopped in ("", "collapse")
-    page = _page(outcome.folder) if done else None
+    page = write_page(outcome.folder) if done else None
     if getattr(arguments, "quiet", False) and not words:
         return code
     if words and outcome.stopped != "collapse":
@@ -70,14 +70,14 @@ def report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     if figures:
         say(f"Figures           {outcome.folder / 'figures'} ({', '.join(figures)})")
     if page is not None:
-        say(f"Report            {page} (a page for a browser)")
+        _say_where(page)
     folder = shlex.quote(str(outcome.folder))
     say(f"Go on with        robustkit eval {folder} --again, robustkit compare {folder} OTHER")
     return code
 
 
-def _page(folder: Path) -> Path | None:
-    """The run's report; where it cannot be written, a line: all that counts is done by now."""
+def write_page(folder: Path) -> Path | None:
+    """Writes the run's report; where it cannot be written, a line says so: all that counts is done by now."""
     from robustkit.reporting.report import read_runs, write_report
 
     try:
@@ -85,6 +85,17 @@ def _page(folder: Path) -> Path | None:
     except (UserError, OSError) as error:
         say(f"No report: {error}")
         return None
+
+
+def renew_page(folder: Path, arguments: argparse.Namespace) -> None:
+    """Writes the run's report once more, as there is more to be told."""
+    page = write_page(folder) if speaks() else None
+    if page is not None and not getattr(arguments, "quiet", False):
+        _say_where(page)
+
+
+def _say_where(page: Path) -> None:
+    say(f"Report            {page} (a page for a browser)")
 
 
 def exit_code(outcome: Outcome) -> int:
