@@ -10,6 +10,7 @@ Names are loaded when first used, so that importing robustkit costs nothing.
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from robustkit.evaluation.audit import audit
     from robustkit.evaluation.evaluate import evaluate
     from robustkit.loading import load
+    from robustkit.reporting.comparison import compare
     from robustkit.runs import resume, run
 
 __version__ = "0.1.0"
@@ -43,6 +45,7 @@ _HOMES = {
     "setting": "core.spec",
     "spec": "core.spec",
     "audit": "evaluation.audit",
+    "compare": "reporting.comparison",
     "evaluate": "evaluation.evaluate",
     "load": "loading",
     "resume": "runs",
@@ -58,6 +61,7 @@ __all__ = [
     "UserError",
     "Validation",
     "audit",
+    "compare",
     "digest",
     "evaluate",
     "evolve",
@@ -71,6 +75,9 @@ __all__ = [
     "setting",
     "spec",
 ]
+
+
+warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm in a notebook, whose bars we do not use
 
 
 def __getattr__(name: str) -> Any:

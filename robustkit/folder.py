@@ -22,10 +22,11 @@ import torch
 
 import robustkit
 from robustkit.core import checkpoint
-from robustkit.core.errors import StorageError, UserError
+from robustkit.core.errors import RecipeError, StorageError, UserError
 from robustkit.core.reading import parse_json, read_object, read_text
 from robustkit.core.recipe import Recipe, save_recipe, split_address
-from robustkit.core.spec import digest, to_json
+from robustkit.core.registry import FOLDERS, registry
+from robustkit.core.spec import digest, to_json, walk
 from robustkit.core.world import World
 from robustkit.lock import locked
 
@@ -232,6 +233,7 @@ def write_facts(
         "source": None if source is None else str(source),
         "overrides": list(overrides),
         "digest": digest(recipe),
+        "unannounced": unannounced(recipe),
         "git_commit": _git_commit(Path.cwd() if file is None else file.resolve().parent),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -255,6 +257,44 @@ def noted(folder: Path, fact: str) -> str | None:
     except UserError:
         return None
     return found if isinstance(found, str) else None
+
+
+def unannounced(recipe: Recipe) -> list[list[str]]:
+    """[kind, name, module] of strategies that no installed package brings: of a cell, a script, a file beside it."""
+    classes = {type(part) for _, part in walk(recipe)}
+    kinds = [(kind, cls) for kind in FOLDERS for cls in classes if registry(kind).name_of(cls) is not None]
+    return sorted([k, str(registry(k).name_of(c)), c.__module__] for k, c in kinds if not registry(k).is_announced(c))
+
+
+def not_known_here(folder: Path) -> RecipeError | None:
+    """What to say where a run's recipe cannot be read because it names what was `unannounced` where it began."""
+    try:
+        noted = read_object(folder / "environment.json").get("unannounced")
+    except UserError:
+        return None
+    for entry in noted if isinstance(noted, list) else ():
+        if not (isinstance(entry, list) and len(entry) == 3 and all(isinstance(word, str) for word in entry)):
+            continue
+        kind, name, module = entry
+        if kind in FOLDERS and name not in registry(kind).names():
+            return RecipeError(
+                f"its {kind} '{name}' is not known here: it is defined in {_home(module)}",
+                place=str(folder),
+                remedy=f"run or import that first, or put the class, with its imports, into {folder / 'recipe.py'}",
+            )
+    return None
+
+
+def warnings_of(recipe: Recipe, folder: Path) -> Iterator[str]:
+    """What to say as long as there is nothing to do about it yet."""
+    if not (folder / "recipe.py").is_file():
+        for kind, name, module in unannounced(recipe):
+            remedy = f"begin with run(..., source=FILE), or put the class, with its imports, into {folder}/recipe.py"
+            yield f"The {kind} '{name}' is defined in {_home(module)}: to go on with this run elsewhere, {remedy}"
+
+
+def _home(module: str) -> str:
+    return "a notebook's cell, or the script that was started" if module == "__main__" else f"the module {module}"
 
 
 def set_aside(path: Path, why: str) -> Path | None:

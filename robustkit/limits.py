@@ -50,7 +50,7 @@ class Limits:
                 raise KeyboardInterrupt
             self.asked = "interrupt" if number == signal.SIGINT else "time"
             with suppress(OSError, RuntimeError):  # the terminal is gone, or this came in the middle of another line
-                say("Stopping after this step or measure; Ctrl-C once more stops at once")
+                say("Stopping after this step or measure; a second interrupt stops at once")
 
         try:
             before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

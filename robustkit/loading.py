@@ -7,6 +7,7 @@ model(images).argmax(dim=1)
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from robustkit.core.registry import hint
 from robustkit.core.spec import evolve, from_json
 from robustkit.core.strategy import Dataset, Head
 from robustkit.data.images import describe
+from robustkit.folder import not_known_here
 
 CHECKPOINTS = ("last", "best")
 EXPORTED = "model.safetensors"
@@ -47,6 +49,23 @@ class Classifier(nn.Module):
         self.classes: tuple[str, ...] = tuple(facts["classes"])
         channels, height, width = facts["image_shape"]
         self.image_shape: tuple[int, int, int] = channels, height, width
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; printed, it is all its layers."""
+        from robustkit.reporting.tables import as_html, plain_table
+
+        parts, (channels, height, width) = self.recipe, self.image_shape
+        table = plain_table("Classifier", "")
+        for name, value in {
+            "Network": f"{parts['model']['backbone']}, {sum(p.numel() for p in self.parameters()):,} parameters",
+            "Head": parts["head"]["name"],
+            "Images": f"(B, {channels}, {height}, {width}) in [0, 1], normalisation inside",
+            "Classes": f"{len(self.classes)}: {', '.join(self.classes)}",
+            "Checkpoint": f"{self.facts.get('checkpoint')}, after epoch {self.facts.get('epoch')}",
+            "Recipe": self.facts.get("digest"),
+        }.items():
+            table.add_row(name, textwrap.shorten(str(value), 100))
+        return as_html(table)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last)).logits
@@ -152,12 +171,13 @@ def fresh(model: Model, head: Head, classes: int, image_shape: tuple[int, int, i
 
 
 def _strategies(recipe: dict[str, Any], source: Path | None) -> tuple[Model, Head]:
+    run = None if source is None else source.parent
     source = source if source is not None and source.is_file() else None
     try:
         model, head = _parsed(recipe)
-    except RegistryError:
+    except RegistryError as error:
         if source is None:
-            raise
+            raise (None if run is None else not_known_here(run)) or error from error.__cause__
         execute(source)
         return _parsed(recipe)
     if source is not None and not timm.is_model(model.backbone):

@@ -40,17 +40,20 @@ from robustkit.engine.memory import keeping_memory
 from robustkit.folder import (
     disk_trouble,
     new_folder,
+    not_known_here,
     note,
     noted,
     read_outcomes,
     read_results,
     set_aside,
+    warnings_of,
     write_facts,
     write_outcomes,
     write_results,
 )
 from robustkit.limits import Limits
 from robustkit.lock import holder, locked_by_first
+from robustkit.reporting import notebook
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,14 +108,27 @@ class Outcome:
         """Its results as a table: `rich.print(outcome)`."""
         from robustkit.reporting.tables import results_table, with_control
 
-        title = str(self.folder) if not self.stopped else f"{self.folder}, stopped: {self.stopped}"
-        return results_table(with_control(self.results, self.control), title=title)
+        return results_table(with_control(self.results, self.control), title=self._title)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from robustkit.reporting.tables import as_html
+        from robustkit.reporting.tables import results_as_html, with_control
 
-        return as_html(self.__rich__())
+        return results_as_html(with_control(self.results, self.control), title=self._title) + notebook.below(self)
+
+    def report(self) -> Path:
+        """Writes report.html, a page about the run for a browser, into its folder.
+
+        Raises:
+            UserError: the folder's recipe or results cannot be read.
+        """
+        from robustkit.reporting.report import read_runs, write_report
+
+        return write_report(read_runs([str(self.folder)]))
+
+    @property
+    def _title(self) -> str:
+        return str(self.folder) if not self.stopped else f"{self.folder}, stopped: {self.stopped}"
 
 
 def run(
@@ -138,6 +154,7 @@ def run(
         max_time: likewise, after so many seconds.
         rehearse: evaluate and draw even where training stopped at `max_steps` (see `smoke`).
         preflight: look for mistakes before the first step (see `robustkit.evaluation.preflight`).
+        display: who watches; None: in a notebook the cell, in a script nobody (see `robustkit.reporting.notebook`).
 
     Raises:
         UserError: the folder exists or cannot be written, the data are missing, or do not fit the recipe; or training
@@ -145,18 +162,21 @@ def run(
         InUseError: another process begins a run in that folder.
         StorageError: the disk refuses in mid-run. What was saved is whole; the line says how to go on.
     """
-    world, display = make_world(recipe, device), display or Silent()
-    with new_folder(out, source, world, display.say) as folder:
+    world, watching = make_world(recipe, device), display or notebook.watcher()
+    with new_folder(out, source, world, watching.say) as folder:
         if world.rank == 0:
             write_facts(folder, recipe, source, overrides, world)
         world.barrier()
         limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time, rehearse)
         try:
-            return _go_on(folder, recipe, world, limits, display, preflight)
+            outcome = _go_on(folder, recipe, world, limits, watching, preflight)
         except UserError:
             if world.rank == 0 and not (folder / "checkpoints").exists():
                 shutil.rmtree(folder, ignore_errors=True)  # nothing is lost; the mended command finds its folder free
             raise
+    if display is None:
+        notebook.conclude(outcome, watching.say)
+    return outcome
 
 
 def resume(
@@ -176,13 +196,16 @@ def resume(
         InUseError: another process works on it.
         StorageError: as `run`.
     """
-    folder, display = Path(folder), display or Silent()
+    folder, watching = Path(folder), display or notebook.watcher()
     recipe = recipe_of(folder)
     _learn_backbone(folder, recipe)
     world = make_world(recipe, device)
-    with locked_by_first(folder, world, display.say):
+    with locked_by_first(folder, world, watching.say):
         limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time)
-        return _go_on(folder, recipe, world, limits, display)
+        outcome = _go_on(folder, recipe, world, limits, watching)
+    if display is None:
+        notebook.conclude(outcome, watching.say)
+    return outcome
 
 
 def evaluate_run(
@@ -216,7 +239,7 @@ def evaluate_run(
     """
     from robustkit.evaluation.suites import some_of, suites_of
 
-    folder, display = Path(folder), display or Silent()
+    folder, display = Path(folder), display or notebook.watcher()
     recipe = recipe_of(folder)
     _learn_backbone(folder, recipe)
     suites = recipe.evaluation if suite is None else suites_of(suite)
@@ -279,8 +302,10 @@ def recipe_of(folder: Path) -> Recipe:
     try:
         return load_recipe(folder / "recipe.json")
     except RecipeError as error:
-        if not isinstance(error.__cause__, RegistryError) or not (folder / "recipe.py").is_file():
+        if not isinstance(error.__cause__, RegistryError):
             raise
+        if not (folder / "recipe.py").is_file():
+            raise (not_known_here(folder) or error) from error.__cause__
         # Strategies may be defined in the recipe's own file: run the folder's copy, which registers them.
         execute(folder / "recipe.py")
         return load_recipe(folder / "recipe.json")
@@ -382,6 +407,8 @@ def _means(data: Any, recipe: Recipe) -> bool:
 def _go_on(
     folder: Path, recipe: Recipe, world: World, limits: Limits, display: RunDisplay, preflight: bool = True
 ) -> Outcome:
+    for line in warnings_of(recipe, folder):
+        display.say(line)
     with limits.listening(display.say), disk_trouble(folder):
         try:
             stopped = _train_and_judge(folder, recipe, world, limits, display, preflight)

@@ -19,19 +19,12 @@ from robustkit.cli.outcome import renew_page, say
 from robustkit.cli.target import HELP, WORDS, is_function, load_target, run_of
 
 if TYPE_CHECKING:
-    from robustkit.evaluation.audit import Audit, Watch
+    from robustkit.evaluation.audit import Watch
 
 EXAMPLES = """\
   robustkit audit runs/quickstart-1
   robustkit audit runs/quickstart-1 --checkpoint best --surrogate runs/quickstart-1/control
   robustkit audit my_models:resnet data=cifar10 threat=l2 threat.epsilon=0.5 --limit 50 --json"""
-
-STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red", "skipped": "dim"}
-MEANINGS = {
-    "trustworthy": "gradient attacks measure this model",
-    "suspicious": "gradient attacks may not measure this model",
-    "false robustness": "gradient attacks do not measure this model: what they report is no robustness",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     from robustkit.evaluation.audit import audit
     from robustkit.lock import locked
+    from robustkit.reporting import consoles
+    from robustkit.reporting.audits import print_audit
 
     def load(target: str, checkpoint: str | None = None) -> Any:
         named = arguments.words if is_function(target) or arguments.surrogate is None else []
@@ -73,7 +68,7 @@ def execute(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps(data, indent=2))
         else:
-            _show(target.name, found)
+            print_audit(consoles.results(), found, target.name)
         if target.folder is not None:
             checkpoint = run_of(arguments.target, arguments.checkpoint)[1] or "last"
             say(f"Written to {_write(target.folder, checkpoint, data)}")
@@ -87,32 +82,11 @@ def _watching() -> Iterator[Watch]:
     from robustkit.reporting import consoles
 
     console = consoles.messages()
-    if console.is_terminal and not console.is_dumb_terminal:
+    if consoles.moves(console):
         with console.status("") as status:
             yield lambda name, number, total: status.update(f"check {number + 1} of {total}: {name}")
     else:
         yield lambda name, number, total: console.print(f"check {number + 1} of {total}: {name}")
-
-
-def _show(name: str, found: Audit) -> None:
-    from rich.text import Text
-
-    from robustkit.reporting import consoles
-    from robustkit.reporting.tables import plain_table
-
-    console = consoles.results()
-    threat = f"{found.threat.norm} {found.threat.epsilon:.4g}"
-    title = f"{name}: {threat}, {found.right} of {found.images} images are right and attacked"
-    table = plain_table("Check", "Verdict", "Evidence", title=title)
-    for finding in found.findings:
-        table.add_row(finding.check, Text(finding.verdict, style=STYLES[finding.verdict]), finding.evidence)
-    console.print(table)
-    for finding in found.findings:
-        if finding.remedy:
-            console.print(f"{finding.check}: {finding.remedy}.", soft_wrap=True)
-    verdicts = [finding.verdict for finding in found.findings]
-    counts = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in STYLES if kind in verdicts)
-    console.print(f"Verdict: {found.verdict} ({counts}); {MEANINGS[found.verdict]}", style="bold", soft_wrap=True)
 
 
 def _write(folder: Path, checkpoint: str, data: dict[str, Any]) -> Path:

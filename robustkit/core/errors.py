@@ -1,6 +1,7 @@
 """Mistakes of the user. Each becomes one line on standard error and exit code 2; anything else is our bug."""
 
 import re
+from traceback import walk_tb
 
 
 def visible(text: str) -> str:
@@ -22,6 +23,12 @@ class UserError(Exception):
         self.fault, self.place, self.remedy = fault, place, remedy
         text = f"{place}: {fault}" if place else fault
         super().__init__(f"{text}; {remedy}" if remedy else text)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the line of the cell, and no way through robustkit."""
+        names = ((frame.f_globals.get("__name__"), line) for frame, line in walk_tb(self.__traceback__))
+        line = next((f"line {line}: " for name, line in names if name == "__main__"), "")
+        return [f"{type(self).__name__}: {line}{visible(str(self))}"]
 
 
 class SpecError(UserError):

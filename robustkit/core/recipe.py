@@ -188,6 +188,12 @@ class Recipe:
             if hasattr(part, "check") and part is not self and not path.startswith("control"):
                 part.check(self)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: as `robustkit show`."""
+        from robustkit.reporting.composition import recipe_as_html
+
+        return recipe_as_html(self)
+
     def measures(self) -> Iterator[tuple[Suite, Measure]]:
         """All that is measured, suite by suite."""
         for suite in self.evaluation:

@@ -113,6 +113,11 @@ class Registry:
         """The name that `cls` is registered under, or None."""
         return self._names.get(cls)
 
+    def is_announced(self, cls: type) -> bool:
+        """Whether any Python with the same packages knows `cls`: it is built in, or a plugin's."""
+        name = self.name_of(cls)
+        return cls.__module__.startswith("robustkit.") or any(point.name == name for point in _points(self.kind))
+
     def names(self) -> list[str]:
         """Every name known: registered already, or announced by an installed package."""
         return sorted({*self._classes, *(point.name for point in _points(self.kind))})

@@ -30,6 +30,7 @@ from robustkit.evaluation.logits import LogitsOf, judging, with_warning
 from robustkit.evaluation.results import Result, Results, fingerprint, wilson
 from robustkit.evaluation.sources import Source, check_labels, source_of
 from robustkit.evaluation.suites import suites_of
+from robustkit.reporting import notebook
 from robustkit.threats.linf import Linf
 
 PROBE = 16
@@ -101,7 +102,7 @@ def evaluate(
         folder: where to note what is judged; an evaluation that was killed goes on from there, a finished one is not
             done again.
         shared: share the work among the processes of torch.distributed. Each of them calls this, and gets all results.
-        watch: told how far it is.
+        watch: told how far it is; None: in a notebook a bar in the cell.
         should_stop: asked after each stage of each slice; once it says so, the measures not done are left out.
 
     Returns:
@@ -123,7 +124,10 @@ def evaluate(
         if keys.count(key) > 1:
             raise SpecError(f"two measures report as '{key}'", place="measures", remedy="give one of them another key")
     source = source_of(images, labels)
-    with opened(model, source, threat, device, exact=exact, shared=shared) as (subject, world):
+    with (
+        opened(model, source, threat, device, exact=exact, shared=shared) as (subject, world),
+        notebook.evaluating(watch) as watch,
+    ):
         tasks = [(one, key, made_ready(measure, ball, world), ball) for one, key, measure, ball in tasks]
         weights = "" if folder is None else digest_of_weights(model)
         rows = rows_of(Clean(), least(limit, main.images), len(source))

@@ -31,7 +31,7 @@ class Result:
     seconds: float
     breakdown: dict[str, float]
     notes: tuple[str, ...]
-    outcomes: list[bool]
+    outcomes: list[bool] = attrs.field(repr=False)
     images: str = ""
     path: str = ""
     shares: dict[str, dict[str, float]] = attrs.field(factory=dict)
@@ -97,6 +97,16 @@ class Results(Mapping[str, Result]):
             interval = f"{100 * result.accuracy:5.1f} %  ({100 * low:.1f} - {100 * high:.1f})"
             lines.append(f"{key:{width}}  {interval}  of {result.n} images")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from robustkit.reporting.tables import Column, results_as_html
+
+        entries = {key: result.to_json() for key, result in self.by_key.items()}
+        title = f"{self.threat.norm} {self.threat.epsilon:.4g}"
+        others = [finding for finding in self.findings if finding.check not in self]  # notes of measures are there
+        remarks = [f"{one.check}: {one.evidence}{f'; {one.remedy}' if one.remedy else ''}" for one in others]
+        return results_as_html([Column("model", "as it is", entries)] if entries else [], title=title, remarks=remarks)
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:

@@ -14,8 +14,8 @@ from robustkit.core.spec import canonical, digest, evolve, flatten, to_json
 from robustkit.evaluation import statistics
 from robustkit.evaluation.statistics import LEVEL, Interval, Spread
 from robustkit.folder import read_outcomes, read_results
-from robustkit.reporting import formats
-from robustkit.reporting.tables import columns, plain_table, position, print_results
+from robustkit.reporting import consoles, formats
+from robustkit.reporting.tables import columns, exported, plain_table, position, print_results
 from robustkit.runs import recipe_of
 
 ABSENT = "-"
@@ -99,6 +99,38 @@ class Difference:
         if self.p is not None:
             return self.p < LEVEL
         return self.ci95 is not None and not self.ci95[0] <= 0 <= self.ci95[1]
+
+
+@attrs.frozen
+class Comparison:
+    """Recipes and runs side by side; a notebook shows it as `robustkit compare` prints it."""
+
+    items: tuple[Item, ...]
+
+    @property
+    def differences(self) -> list[Difference]:
+        """The first run minus each other one, in each measure that both have; runs of one recipe are taken together."""
+        return list(differences(groups(self.items)))
+
+    def to_json(self) -> dict[str, Any]:
+        return to_data(self.items)
+
+    def __repr__(self) -> str:
+        return f"Comparison of {', '.join(item.path for item in self.items)}"
+
+    def _repr_html_(self) -> str:
+        console = consoles.recording()
+        print_comparison(console, self.items)
+        return exported(console)
+
+
+def compare(*paths: str | Path) -> Comparison:
+    """Run folders, recipe files or recipes' JSON, compared with the first.
+
+    Raises:
+        UserError: one is none of these.
+    """
+    return Comparison(tuple(load_item(str(path)) for path in paths))
 
 
 def load_item(path: str) -> Item:

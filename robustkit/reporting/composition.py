@@ -14,8 +14,8 @@ from robustkit.core.batch import Passes, Progress
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import FOLDERS, registry
 from robustkit.core.spec import digest, evolve, flatten, to_json
-from robustkit.reporting import formats
-from robustkit.reporting.tables import plain_table
+from robustkit.reporting import consoles, formats
+from robustkit.reporting.tables import exported, plain_table
 
 NOMINAL_STEPS = 100
 """Steps per epoch in schedules that are shown without loading the data."""
@@ -98,7 +98,7 @@ def parameter_count(recipe: Recipe) -> int | None:
     shape, classes = recipe.data.facts
     if shape is None or classes is None:
         return None
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng(()):
         model = evolve(recipe.model, pretrained=False).build(recipe.head, classes, shape, recipe.seed)
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -131,6 +131,13 @@ def print_composition(console: Console, recipe: Recipe, before: Recipe, title: s
         console.print(f"{label}: {ends}")
         for line in formats.course(values, width=console.width - 1, ascii_only=console.options.ascii_only):
             console.print(line)
+
+
+def recipe_as_html(recipe: Recipe) -> str:
+    """The same as a notebook shows it."""
+    console = consoles.recording()
+    print_composition(console, recipe, recipe, "Recipe")
+    return exported(console)
 
 
 def _field(name: str, value: Any, default: Any, before: Any, depth: int) -> Iterator[Row]:

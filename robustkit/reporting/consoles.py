@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import Any
 
@@ -13,6 +14,9 @@ from robustkit.core.errors import visible
 PIPED_WIDTH = 140
 """Columns of what is not a terminal (COLUMNS overrules it): tables in files and logs need not fit a screen."""
 
+NOTEBOOK_WIDTH = 120
+"""Columns of tables in a notebook."""
+
 
 def results() -> Console:
     """Standard output: tables and JSON."""
@@ -22,6 +26,21 @@ def results() -> Console:
 def messages() -> Console:
     """Standard error: progress and messages."""
     return _console(stderr=True)
+
+
+def recording() -> Console:
+    """Nowhere, for `tables.exported`: HTML, as notebooks show it."""
+    return _no_terminal(io.StringIO(), width=NOTEBOOK_WIDTH, record=True)
+
+
+def lines(file: Any) -> Console:
+    """Whatever has `write` and `flush`: text without colours."""
+    return _no_terminal(file, width=PIPED_WIDTH)
+
+
+def moves(console: Console) -> bool:
+    """Whether what it shows can be overwritten: on a terminal, but not where that is a notebook's `!command`."""
+    return console.is_terminal and not console.is_dumb_terminal and "JPY_PARENT_PID" not in os.environ
 
 
 class _Literal(Console):
@@ -37,3 +56,9 @@ def _console(*, stderr: bool) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPED_WIDTH
     return console
+
+
+def _no_terminal(file: Any, **options: Any) -> Console:
+    """Whatever the environment says: a notebook's kernel asks for colours."""
+    plain: dict[str, Any] = {"force_terminal": False, "force_jupyter": False, "color_system": None}
+    return _Literal(file=file, markup=False, emoji=False, highlight=False, **plain, **options)

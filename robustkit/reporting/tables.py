@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustkit.core.errors import visible
-from robustkit.reporting import formats
+from robustkit.reporting import consoles, formats
 
 ORDER = ("clean", "pgd-20", "cw", "autoattack")
 """Measures in the order in which they are shown; others follow by name."""
@@ -41,10 +40,28 @@ def with_control(results: dict[str, Any], control: dict[str, Any] | None) -> lis
 
 
 def as_html(table: Table) -> str:
-    """The table as a notebook shows it: text in a fixed width, styles in the tags, everything escaped."""
-    console = Console(file=io.StringIO(), record=True, width=140, force_jupyter=False)
+    """The table as a notebook shows it."""
+    console = consoles.recording()
     console.print(table)
-    return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>')
+    return exported(console)
+
+
+def results_as_html(shown: Sequence[Column], *, title: str = "", remarks: Sequence[str] = ()) -> str:
+    """What `print_results` prints, and further remarks, as a notebook shows it."""
+    console = consoles.recording()
+    print_results(console, shown, title=title)
+    for remark in remarks:
+        console.print(remark)
+    return exported(console)
+
+
+_PRE = "white-space: pre; overflow-x: auto; line-height: 1.2; font-family: Menlo, 'DejaVu Sans Mono', monospace"
+"""Lines that scroll rather than wrap, in a font whose rules meet."""
+
+
+def exported(console: Console) -> str:
+    """What was printed on `consoles.recording()`: text in a fixed width, styles in the tags, everything escaped."""
+    return console.export_html(inline_styles=True, code_format=f'<pre style="{_PRE}">{{code}}</pre>')
 
 
 def print_results(console: Console, shown: Sequence[Column], *, title: str = "") -> None:

@@ -1,6 +1,7 @@
 """A run on the terminal: a bar that moves with every step, a line for every epoch, a bar for every measure.
 
-Where standard error is no terminal (a log file, a pipe) the bar becomes a plain line every ten seconds.
+Where standard error is no terminal (a log file, a pipe) the bar becomes a plain line every ten seconds. In a notebook
+(see `notebook`) lines and bar go to the cell.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -27,6 +29,9 @@ from robustkit.evaluation.evaluate import News
 from robustkit.reporting import consoles, formats
 from robustkit.runs import RunDisplay, Silent
 
+if TYPE_CHECKING:
+    from robustkit.reporting.notebook import Cell
+
 LOOK_EVERY = 0.5
 """Seconds between looks at the loss: each look waits for the device."""
 
@@ -43,13 +48,13 @@ def run_display(*, quiet: bool = False) -> RunDisplay:
 
 
 class TerminalDisplay:
-    """Shows a run on `console`."""
+    """Shows a run on `console`, and its bar in the cell of a notebook where there is one."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, cell: Cell | None = None) -> None:
+        self.console, self._cell = console, cell
         self.folder: Path | None = None
-        self.animated = console.is_terminal and not console.is_dumb_terminal
-        self._live: Live | None = None
+        self.animated = cell is not None or consoles.moves(console)
+        self._live: Live | Cell | None = None
         self._bar = Bar()
         self._parts: Parts | None = None
         self._began = 0.0  # of this session's training, and the steps it found done
@@ -172,7 +177,7 @@ class TerminalDisplay:
             return
         self._bar = Bar(title, done, total, left, details)
         if self._live is None:
-            self._live = Live(self._bar, console=self.console, refresh_per_second=4, transient=True)
+            self._live = self._cell or Live(self._bar, console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
         self._live.update(self._bar)
 
@@ -225,7 +230,17 @@ class Bar:
         line.columns[1].ratio = 1
         pulse = self.done == 0
         bar = ProgressBar(total=self.total or None, completed=self.done, pulse=pulse)
-        share = f"{100 * self.done / self.total:3.0f} %  {self.left}" if self.total else self.left
-        line.add_row(self.title, bar, share)
+        line.add_row(self.title, bar, self._share)
         yield line
         yield Text(self.details, no_wrap=True, overflow="ellipsis", style="dim")
+
+    def as_html(self) -> str:
+        """The same for a browser."""
+        value = f' value="{self.done}" max="{self.total}"' if self.done else ""
+        line = f"{escape(self.title)}  <progress{value}></progress>  {escape(self._share)}"
+        style = "white-space: pre; font-family: monospace"
+        return f'<div style="{style}">{line}\n<span style="opacity: 0.6">{escape(self.details)}</span></div>'
+
+    @property
+    def _share(self) -> str:
+        return f"{100 * self.done / self.total:3.0f} %  {self.left}" if self.total else self.left

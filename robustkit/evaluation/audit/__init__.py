@@ -32,6 +32,7 @@ from robustkit.evaluation.evaluate import PROBE, check_model, fixed_part
 from robustkit.evaluation.findings import Finding, worst
 from robustkit.evaluation.logits import judging
 from robustkit.evaluation.sources import check_labels, source_of
+from robustkit.reporting import notebook
 from robustkit.threats.linf import Linf
 
 __all__ = ["CHECKS", "Audit", "Case", "Check", "Detector", "Finding", "Judgement", "Watch", "audit"]
@@ -104,6 +105,12 @@ class Audit:
         lines = [f"{finding.verdict:8} {finding.check:{width}}  {finding.evidence}" for finding in self.findings]
         return "\n".join([*lines, self.verdict])
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from robustkit.reporting.audits import audit_as_html
+
+        return audit_as_html(self)
+
 
 def audit(
     model: nn.Module,
@@ -131,7 +138,7 @@ def audit(
         detector: the model's reject option, to be attacked along with it.
         checks: some of `CHECKS`, or your own.
         device: where to work; None: where the model is.
-        watch: told of each check before it begins.
+        watch: told of each check before it begins; None: in a notebook a bar in the cell.
 
     Raises:
         DataError: images or labels are not as above, or the model gets hardly any of them right.
@@ -164,6 +171,7 @@ def audit(
             )
         case = attrs.evolve(case, x=x[right], y=y[right])
         findings = []
+        watch = stack.enter_context(notebook.auditing(watch))
         for number, (name, check) in enumerate(checks.items()):
             if watch is not None:
                 watch(name, number, len(checks))
