@@ -278,7 +278,7 @@ def not_known_here(folder: Path) -> RecipeError | None:
         kind, name, module = entry
         if kind in FOLDERS and name not in registry(kind).names():
             return RecipeError(
-                f"its {kind} '{name}' is not known here: it is defined in {_home(module)}",
+                f"unknown {kind} '{name}', which is defined in {_home(module)}",
                 place=str(folder),
                 remedy=f"run or import that first, or put the class, with its imports, into {folder / 'recipe.py'}",
             )

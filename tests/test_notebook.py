@@ -198,7 +198,7 @@ def test_a_strategy_of_a_cell_is_asked_for_elsewhere(cells: dict[str, Any], fold
     lines, *_ = html_of(cells["stop"])
     assert "The epsilon &#x27;warm-up&#x27; is defined in a notebook&#x27;s cell" in lines
     (run,) = (folder / "runs").glob("*/warm-up")
-    with pytest.raises(RecipeError, match=r"epsilon 'warm-up' is not known here.*warm-up/recipe\.py"):
+    with pytest.raises(RecipeError, match=r"unknown epsilon 'warm-up', .*a notebook's cell.*warm-up/recipe\.py"):
         recipe_of(run)
     (run / "recipe.py").write_text(cells["strategy"].source.partition("check(WarmUp())")[0], encoding="utf-8")
     assert type(recipe_of(run).epsilon).__name__ == "WarmUp"
