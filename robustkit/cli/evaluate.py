@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="forward the model as if called by hand: slower, AutoAttack's outcomes are those of the bare package",
     )
-    parser.add_argument("--curves", metavar="NAME,NAME", help="draw epsilon, steps, restarts, classes instead")
+    words = "draw curves instead: epsilon, steps, restarts, classes (without a name: epsilon)"
+    parser.add_argument("--curves", nargs="?", const="epsilon", metavar="NAME,NAME", help=words)
     parser.add_argument("--out", metavar="DIR", help="where to keep a function's results (default: runs/eval-FUNCTION)")
     parser.add_argument("--max-time", type=seconds, metavar="TIME", help="stop after 90s, 9m, 2h, with exit code 75")
     parser.add_argument("--quiet", action="store_true", help="show results and errors only")
