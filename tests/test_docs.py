@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
-import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import attrs
 import pytest
 import torch
+from pages import PAGES as ALL
+from pages import README, ROOT, Block, blocks, commands
 
 from robustkit.core.batch import Passes
 from robustkit.core.loop import train_step
@@ -29,10 +32,9 @@ from robustkit.engine import count_passes
 from robustkit.evaluation import evaluate
 from robustkit.testing import check
 
-ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs" / "kinds").glob("*.md"))
-ALL = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+LANGUAGES = ("console", "python", "toml", "json", "text", "bash")
+"""What a fenced block may be: commands, code, settings, data, what is printed or drawn, a script."""
 PAGE_OF = {
     "threat": "threats",
     "epsilon": "epsilons",
@@ -67,22 +69,6 @@ MODULE = "robustkit_recipe_docs_"
 """How the module of a file begins that holds an example."""
 
 
-class Block(NamedTuple):
-    """Fenced text of a page."""
-
-    page: Path
-    number: int
-    language: str
-    text: str
-
-
-def blocks(page: Path, language: str | None = None) -> list[Block]:
-    """The fenced blocks of a page, in order, without their indentation."""
-    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    every = [Block(page, number, info, textwrap.dedent(text)) for number, (_, info, text) in enumerate(found)]
-    return [block for block in every if language in (None, block.language)]
-
-
 def name_of(block: Block) -> str:
     return f"{block.page.stem}_{block.number}"
 
@@ -96,11 +82,11 @@ EXAMPLES = [block for page in PAGES for block in blocks(page, "python")]
 STRATEGIES = [block for block in EXAMPLES if REGISTERED.search(block.text)]
 OTHERS = [block for block in EXAMPLES if block not in STRATEGIES]
 COMMANDS = [
-    pytest.param(line, id=f"{page.stem}: {line}")
+    pytest.param(command.text, id=f"{page.stem}: {command.text}")
     for page in ALL
-    for block in blocks(page)
-    for line in block.text.splitlines()
-    if re.match(r"robustkit (show|run|compare) (recipes|plugins)/\S*\.py", line)
+    for block in blocks(page, "console")
+    for command in commands(block)
+    if re.match(r"robustkit (show|run|compare) (recipes|plugins)/\S*\.py", command.text)
 ]
 
 
@@ -151,6 +137,24 @@ def trained_a_step(recipe: Recipe) -> Parts:
         assert bool(parameter.isfinite().all()), name
     assert any(not torch.equal(p, before[name]) for name, p in parts.model.named_parameters())
     return parts
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_is_what_it_says_it_is(page: Path) -> None:
+    """One of our languages, and well-formed. (Commands and Python run: see test_docs_commands.)"""
+    assert len(re.findall(r"^ *```", page.read_text(encoding="utf-8"), re.MULTILINE)) == 2 * len(blocks(page))
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f"{block.place}: '{block.language}' is none of {', '.join(LANGUAGES)}"
+        match block.language:
+            case "console" | "bash":
+                done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True)
+                assert done.returncode == 0, f"{block.place}: {done.stderr}"
+            case "python":
+                compile(block.text, block.place, "exec")
+            case "toml":
+                tomllib.loads(block.text)
+            case "json":
+                json.loads(block.text)
 
 
 @pytest.mark.parametrize("block", STRATEGIES, ids=name_of)
