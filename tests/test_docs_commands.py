@@ -6,7 +6,7 @@ command that its name tells of (`made_by`).
 
 Commands run in this process, and are made light by these means and no others, so that a page takes seconds:
 - data sets, digits too, are a few made-up images of the same shape and classes (`few_images`);
-- AutoAttack's four attacks make a few iterations (`short_autoattack`);
+- AutoAttack's four attacks make a few iterations, against two classes (`short_autoattack`);
 - `run`, `sweep`, `bench` and `--calibrate-entropy` get recipes with all their strategies, but a small network and one
   epoch (`tiny`); a sweep tries two values of each list, a search two trials (`light`);
 - an audit is content with one image that such a network gets right, where it wants ten;
@@ -198,10 +198,12 @@ def few_images(dataset: Any) -> Data:
 
 
 def short_autoattack(*arguments: Any) -> Any:
-    """The authors' package with its four attacks, of a few iterations each."""
+    """The authors' package with its four attacks, of two iterations each, against two of the other classes."""
     package = _package(*arguments)
     for attack in (package.apgd, package.apgd_targeted, package.fab):
         attack.n_iter = 2
+    for targeted in (package.apgd_targeted, package.fab):
+        targeted.n_target_classes = 2
     package.square.n_queries = 5
     return package
 
