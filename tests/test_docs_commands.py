@@ -38,6 +38,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from pages import PAGES, ROOT, Block, Command, blocks, commands, spans
@@ -211,15 +212,27 @@ def short_autoattack(*arguments: Any) -> Any:
 _package = autoattack._package
 
 
+def sooner(part: Any, epochs: int) -> Any:
+    """The part, with epochs in which something begins or drops as fractions of training."""
+    if isinstance(part, MultiStep):
+        return evolve(part, at=tuple(at / epochs if at >= 1 else at for at in part.at))
+    if isinstance(start := getattr(part, "start", None), int | float) and start > 1:
+        return evolve(part, start=start / epochs)
+    if isinstance(inner := getattr(part, "schedule", None), MultiStep):
+        return evolve(part, schedule=sooner(inner, epochs))
+    return part
+
+
 def tiny(recipe: Recipe) -> Recipe:
     """All its strategies, with a network of two convolutions, for an epoch of two steps."""
-    schedule = recipe.schedule
-    if isinstance(schedule, MultiStep):
-        schedule = evolve(schedule, at=tuple(at / recipe.epochs if at >= 1 else at for at in schedule.at))
+    changes = {name: sooner(getattr(recipe, name), recipe.epochs) for name in attrs.fields_dict(Recipe)}
+    changes = {name: part for name, part in changes.items() if part is not getattr(recipe, name)}
+    if hasattr(recipe.loss, "teacher"):
+        changes["loss"] = evolve(recipe.loss, teacher=evolve(recipe.loss.teacher, backbone="convnet_small"))
     return evolve(
         recipe,
+        **changes,
         model=evolve(recipe.model, backbone="convnet_small"),
-        schedule=schedule,
         epochs=1,
         batch_size=16,
         validation=evolve(recipe.validation, images=8, train_images=min(8, recipe.validation.train_images)),
@@ -245,7 +258,7 @@ def light(words: list[str]) -> list[str]:
     """The command with tiny recipes, if it is one that trains; a sweep of two values of each list, or two trials."""
     if not is_heavy(words):
         return words
-    words = [in_tiny(word) if re.match(r"recipes/[^=]*$", word) else word for word in words]
+    words = [in_tiny(word) if re.match(r"(plugins/[\w-]+/)?recipes/[^=]*$", word) else word for word in words]
     if words[0] == "sweep":
         words = [re.sub(r"^([\w.]+=[^,]+,[^,]+),.*", r"\1", word) for word in words]
         words = ["2" if before == "--trials" else word for before, word in pairwise(["", *words])]
@@ -309,7 +322,8 @@ def made_by(name: str) -> str:
     """The command that makes the run of that name: runs/uiat_rn18-1 is the first of recipes/uiat_rn18.py."""
     if name in RUNS:
         return RUNS[name]
-    for path in sorted(Path("recipes").rglob("*.py"), key=lambda path: len(path.parts)):
+    files = [*Path("recipes").rglob("*.py"), *Path().glob("plugins/*/recipes/*.py")]
+    for path in sorted(files, key=lambda path: len(path.parts)):
         for recipe in load_recipes(path):
             address = f"{path}:{recipe}" if recipe else str(path)
             if found := re.fullmatch(rf"runs/{re.escape(stem_of(address))}(?:-(\d+))?", name):
@@ -456,6 +470,13 @@ def other(words: list[str]) -> None:
 
 
 # The tests
+
+
+def test_every_recipe_has_a_tiny_form() -> None:
+    """So that a page may train any of them."""
+    for path in sorted((ROOT / "recipes").rglob("*.py")):
+        for recipe in load_recipes(path).values():
+            assert tiny(recipe).epochs == 1
 
 
 LONG = [page for page in PAGES if any(words[0] == "robustkit" and is_slow(words[1:]) for words in started(page))]
