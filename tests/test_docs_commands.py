@@ -39,6 +39,7 @@ from types import ModuleType
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from pages import PAGES, ROOT, Block, Command, blocks, commands, spans
@@ -50,6 +51,7 @@ from robustkit.cli.main import COMMANDS, main
 from robustkit.cli.options import Parser
 from robustkit.core.loop import Fault
 from robustkit.core.recipe import load_recipe, load_recipes, save_recipe
+from robustkit.core.registry import FOLDERS, registry
 from robustkit.data.images import Data
 from robustkit.datasets import Digits, Synthetic
 from robustkit.evaluation import audit, autoattack
@@ -61,7 +63,8 @@ PARSED = {
     r"--processes \d": "starts processes: tests/system does",
     r"--device cuda": "wants a GPU",
     r"--measures deepfool|--suite ldat": "" if find_spec("foolbox") else "wants foolbox, which is an extra",
-    r"doctor --plugin robustkit-slow-start": "wants it installed: test_scaffold does",
+    r"--workers \d": "starts processes: test_sweep does",
+    r"--plugin robustkit-(slow-start|sharpened)|run robustkit-sharpened": "wants it installed: test_scaffold does",
 }
 """Commands of robustkit, as regular expressions, that are read but not run, and why. Without a reason they are run."""
 
@@ -70,6 +73,7 @@ SLOW = (
     r"^audit (?!my_models)(?!runs/quickstart-1$)",
     r"^doctor$",
     r"^sweep (recipes/\S+ ){3}",
+    r"las_trades|las_awp",
 )
 """Commands that take longer than their page's other ones together."""
 
@@ -91,6 +95,8 @@ OTHERS = {
 RUNS = {
     "runs/mine": "robustkit run recipes/natural.py seed=1 --out runs/mine",
     "runs/mine-1": "robustkit run faulty.py --out runs/mine-1  # exit code 1",
+    "runs/run-1": "robustkit run recipes/quickstart.py seed=1 --out runs/run-1",
+    "runs/run-2": "robustkit run recipes/quickstart.py threat.epsilon=0.1 --out runs/run-2",
     "runs/ecas-1": "robustkit run recipes/ecas_table1.py:ecas seed=1 --out runs/ecas-1",
     "runs/uiat-helper-cpu": "robustkit run recipes/cpu/uiat_table1.py:natural --out runs/uiat-helper-cpu",
     "runs/uiat_oneoff_rn18-2": "robustkit run recipes/uiat_oneoff_rn18.py loss.weight=2 --out runs/uiat_oneoff_rn18-2",
@@ -110,6 +116,9 @@ RUNS = {
 
 NAMES = {"STRANGER": "runs/stranger", "RECIPE": "recipes/quickstart.py", "RUN": "runs/quickstart-1"}
 """Words in capitals that a reader replaces."""
+
+FILES = {"docs/start/own_recipe.md": ("mine.py", "variants.py")}
+"""Pages whose Python blocks a reader saves, and under which names."""
 
 ELSEWHERE = {"docs/kinds": "test_docs", "docs/plugins.md": "test_plugins_page"}
 """Pages whose Python blocks run, and are looked at, in another module."""
@@ -136,7 +145,20 @@ from robustkit.threats import Linf
 px = 1 / 255
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
-"""
+""",
+    "docs/notebooks.md": """\
+from pathlib import Path
+
+import torch
+
+import robustkit
+from robustkit.testing import tiny_recipe
+
+recipe = tiny_recipe()
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
+Path("my_parts.py").touch()
+""",
 }
 """What a page's blocks leave out."""
 
@@ -258,7 +280,9 @@ def light(words: list[str]) -> list[str]:
     """The command with tiny recipes, if it is one that trains; a sweep of two values of each list, or two trials."""
     if not is_heavy(words):
         return words
-    words = [in_tiny(word) if re.match(r"(plugins/[\w-]+/)?recipes/[^=]*$", word) else word for word in words]
+    saved = "|".join(name for names in FILES.values() for name in names)
+    known = re.compile(rf"(plugins/[\w-]+/)?recipes/[^=]*$|({saved})(:|$)")
+    words = [in_tiny(word) if known.match(word) else word for word in words]
     if words[0] == "sweep":
         words = [re.sub(r"^([\w.]+=[^,]+,[^,]+),.*", r"\1", word) for word in words]
         words = ["2" if before == "--trials" else word for before, word in pairwise(["", *words])]
@@ -278,7 +302,7 @@ def light_world() -> Iterator[None]:
         patch.setattr(autoattack, "_package", short_autoattack)
         patch.setattr(audit, "FEWEST", 1)
         patch.setattr(figures, "draw", lambda *arguments, **options: None)
-        patch.setattr(outcome, "_page", lambda folder: None)
+        patch.setattr(outcome, "write_page", lambda folder: None)
         patch.setattr(os, "fsync", lambda descriptor: None)
         with torch.random.fork_rng(devices=[]):
             yield
@@ -301,6 +325,9 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(12):
             pixels = torch.randint(256, (40, 48, 3), generator=generator, dtype=torch.uint8)
             Image.fromarray(pixels.numpy()).save(folder / "photos" / name / f"{number}.png")
+    (folder / "images").mkdir()
+    made_up = torch.randint(256, (30, 32, 32, 3), generator=generator, dtype=torch.uint8).numpy()
+    np.savez(folder / "images" / "cifar10_ddpm.npz", image=made_up, label=np.arange(30) % 10)
     for name in ("photo.png", "new_photo.jpg"):
         Image.fromarray(pixels.numpy()).save(folder / name)
     return folder
@@ -338,7 +365,8 @@ class Reader:
         self.things, self.capsys, self.patient = things, capsys, patient
 
     def perform(self, command: Command) -> None:
-        """Each program of a line. The exit code is 0, or the one that the line's comment names."""
+        """Each program of a line, which knows of no Python block. The exit code is 0, or what the comment names."""
+        forget_strategies()
         text, _, comment = command.text.partition("  #")
         codes = {0, *map(int, re.findall(r"exit code (\d+)", comment))}
         for words in programs(text):
@@ -395,6 +423,15 @@ class Reader:
         else:
             exec(code, namespace)
         assert ("print(" not in text) or self.capsys.readouterr().out
+
+
+def forget_strategies() -> None:
+    """Those that a page's Python blocks have registered."""
+    for kind in FOLDERS:
+        names = registry(kind)
+        for cls, name in list(names._names.items()):
+            if cls.__module__ == "page":
+                del names._names[cls], names._classes[name]
 
 
 def programs(text: str) -> list[list[str]]:
@@ -506,12 +543,16 @@ def work_through(page: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) ->
     name, module = name_of(page), ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     exec(PREAMBLES.get(name, ""), module.__dict__)
+    files = iter(FILES.get(name, ()))
     for block in blocks(page):
+        if block.language == "python" and (file := next(files, None)):
+            Path(file).write_text(block.text, encoding="utf-8")
         if block.language == "console":
             for command in commands(block):
                 reader.perform(command)
         elif block.language == "python" and not name.startswith(tuple(ELSEWHERE)):
             reader.execute(block, module.__dict__)
+    forget_strategies()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
