@@ -9,9 +9,10 @@ from typing import Any, Literal
 import attrs
 from rich.console import Console
 
-from robustkit.core.recipe import Recipe, load_recipe
+from robustkit.core.recipe import Recipe, load_recipe, result_key
 from robustkit.core.spec import canonical, digest, evolve, flatten, to_json
-from robustkit.evaluation import statistics
+from robustkit.core.strategy import Measure, ThreatModel
+from robustkit.evaluation import Clean, statistics
 from robustkit.evaluation.statistics import LEVEL, Interval, Spread
 from robustkit.folder import read_outcomes, read_results
 from robustkit.reporting import consoles, formats
@@ -20,11 +21,13 @@ from robustkit.runs import recipe_of
 
 ABSENT = "-"
 
-Basis = Literal["same images", "different images", "seeds"]
+Basis = Literal["same images", "different images", "seeds", "not alike"]
 BASES: dict[Basis, str] = {
     "same images": "One seed each: the test is about these two networks on these images, not about the methods.",
     "different images": "No p: no outcomes of the same images are at hand; intervals take the two as independent.",
     "seeds": "Means over seeds, by Welch's t. One seed on a side, or no spread at all, resolves nothing.",
+    "not alike": "Not alike: attacked in another ball, or in another way, so that the two say different things. "
+    "`robustkit eval RUN --curves epsilon` measures both at equal radii.",
 }
 """What a reader should know of each."""
 
@@ -53,6 +56,17 @@ class Item:
     def keys(self, checkpoint: str) -> set[str]:
         return set(self.results.get("best" if checkpoint == "best" and self.has_best else "last") or ())
 
+    def attacked(self, key: str) -> tuple[ThreatModel | None, Measure | None]:
+        """In which ball a measure attacks, and how, whatever the number of images; None where that cannot be said.
+
+        Clean images have no ball, and what `robustkit eval --suite` asked for is not in the recipe.
+        """
+        for suite, measure in self.recipe.measures():
+            if result_key(suite, measure) == key:
+                alike = evolve(measure, images=None) if hasattr(measure, "images") else measure
+                return None if isinstance(measure, Clean) else suite.threat or self.recipe.threat, alike
+        return None if key == "clean" or "/" in key else self.recipe.threat, None
+
     def right(self, checkpoint: str, key: str) -> tuple[str, str] | None:
         """Fingerprint of the images and outcome of each, if they belong to the result."""
         saved = self.outcomes.get("best" if checkpoint == "best" and self.has_best else "last", {}).get(key)
@@ -79,7 +93,7 @@ class Difference:
 
     "same images": image by image, one network each (exact McNemar test, Tango's interval). "different images": two
     independent results (Newcombe's interval, no test). "seeds": means over seeds (Welch); no interval with one seed on
-    a side.
+    a side. "not alike": they were attacked in different balls, or by different attacks; nothing but the difference.
     """
 
     first: Group
@@ -92,6 +106,11 @@ class Difference:
     p: float | None = None
     only_first: int | None = None
     only_second: int | None = None
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        return "not alike" if self.basis == "not alike" else "resolved" if self.resolved else "not resolved"
 
     @property
     def resolved(self) -> bool:
@@ -219,6 +238,10 @@ def differences(found: Sequence[Group]) -> Iterator[Difference]:
 
 
 def _difference(first: Group, second: Group, checkpoint: str, key: str) -> Difference:
+    balls, attacks = zip(*(run.attacked(key) for group in (first, second) for run in group.runs), strict=True)
+    if any(len(set(known) - {None}) > 1 for known in (balls, attacks)):
+        means = [statistics.spread(group.accuracies(checkpoint, key)).mean for group in (first, second)]
+        return Difference(first, second, checkpoint, key, "not alike", means[0] - means[1], None)
     if len(first.runs) > 1 or len(second.runs) > 1:
         a, b = first.accuracies(checkpoint, key), second.accuracies(checkpoint, key)
         test = statistics.welch(a, b)
@@ -341,7 +364,7 @@ def print_differences(console: Console, found: Sequence[Difference]) -> None:
             f"{100 * d.value:+.1f}  {'' if d.ci95 is None else _interval(d.ci95):>14}",
             "" if d.only_first is None else f"{d.only_first} : {d.only_second}",
             "" if d.p is None else f"{d.p:#.3g}" if d.p >= 0.001 else "< 0.001",
-            "resolved" if d.resolved else "not resolved",
+            d.verdict,
         )
         said = runs
     console.print(table)

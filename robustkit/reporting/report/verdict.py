@@ -83,4 +83,4 @@ def _row(found: Difference) -> Iterator[str]:
     yield "" if found.ci95 is None else words.interval(found.ci95)
     yield "" if found.only_first is None else f"{found.only_first} : {found.only_second}"
     yield "" if found.p is None else f"{found.p:#.3g}" if found.p >= 0.001 else "< 0.001"
-    yield "resolved" if found.resolved else "not resolved"
+    yield found.verdict
