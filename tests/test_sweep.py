@@ -24,7 +24,7 @@ from robustkit import load_recipe, override, run
 from robustkit.cli.main import main
 from robustkit.lock import locked
 from robustkit.runs import Silent
-from robustkit.sweep import Search, Sweep, Trial, make_sweep, open_sweep, work, workers
+from robustkit.sweep import Search, Sweep, Trial, make_sweep, open_sweep, with_sweeps, work, workers
 from robustkit.sweep.axes import Axis, axes_of, is_word, values_of
 
 RECIPE = '''"""Small enough for a test."""
@@ -575,3 +575,20 @@ def test_a_pruned_trial_ends_there(recipe: str) -> None:
     assert work(sweep, device="cpu", max_time=60) == ""
     last = sweep.trials()[5]
     assert last.ended == "pruned" and len((sweep.path(last) / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_sweep_s_folder_stands_for_its_runs(finished: Path, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = sorted(str(path.parent) for path in finished.glob("*/results.json"))
+    assert len(runs) > 2
+    for paths in ([str(finished)], [str(finished / "sweep.json"), *runs], [*runs, str(finished)]):
+        assert sorted(with_sweeps(paths)) == runs
+    assert with_sweeps(["small.py", runs[1], runs[1]]) == ["small.py", runs[1], runs[1]]
+    assert main(["compare", str(finished), "--json"]) == 0
+    assert sorted(each["path"] for each in json.loads(capsys.readouterr().out)["compared"]) == runs
+    assert main(["report", str(finished)]) == 0
+    page = finished / "comparison.html"
+    assert capsys.readouterr().out.strip() == str(page) and page.is_file()
+    page.unlink()
+    begun = make_sweep([recipe], ["seed=1,2"], out="begun")
+    assert main(["report", str(begun.folder)]) == 2
+    assert "none of the sweep's runs is measured yet" in capsys.readouterr().err

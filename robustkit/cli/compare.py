@@ -1,13 +1,15 @@
 """Compare recipes and runs: settings that differ, results side by side, and what the differences are worth.
 
 Of runs it says for each measure whether the data tell the first from the others; runs of one recipe but for the seed
-are taken together. With --paper, runs stand beside the numbers that a paper published instead.
+are taken together. A sweep's folder stands for its runs. With --paper, runs stand beside the numbers that a paper
+published instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 
 from robustkit.cli.options import add_json
 from robustkit.core.errors import UserError
@@ -16,11 +18,14 @@ from robustkit.published import load, tables
 EXAMPLES = """\
   robustkit compare recipes/pgd_at_rn18.py recipes/uiat_rn18.py
   robustkit compare runs/quickstart-1 runs/quickstart-2 runs/quickstart-3
+  robustkit compare runs/three
   robustkit compare runs/uiat_rn18-1 --paper uiat-table1 --row UIAT"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", metavar="A", help="a recipe file (or FILE.py:NAME), a recipe.json, or a run folder")
+    parser.add_argument(
+        "first", metavar="A", help="a recipe file (or FILE.py:NAME), a recipe.json, a run folder, or a sweep's"
+    )
     parser.add_argument("others", metavar="B", nargs="*", help="what to compare it with")
     parser.add_argument("--paper", metavar="TABLE", help=f"published numbers: {', '.join(tables())}")
     parser.add_argument("--row", metavar="METHOD", help="the table's row, where the recipe does not say which it is")
@@ -28,12 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    paths = (arguments.first, *arguments.others)
+    from robustkit.sweep import with_sweeps
+
+    paths = with_sweeps([arguments.first, *arguments.others])
     if arguments.paper is not None:
         return _with_paper(paths, arguments)
     if arguments.row is not None:
         raise UserError("names a row of a paper's table", place="--row", remedy="add --paper TABLE")
-    if not arguments.others:
+    if len(paths) == 1:
         raise UserError(
             "there is nothing to compare it with", place=arguments.first, remedy="give a B, too, or --paper TABLE"
         )
@@ -47,7 +54,7 @@ def execute(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _with_paper(paths: tuple[str, ...], arguments: argparse.Namespace) -> int:
+def _with_paper(paths: Sequence[str], arguments: argparse.Namespace) -> int:
     table = load(arguments.paper)
     from robustkit.reporting import consoles, published
     from robustkit.reporting.comparison import load_item

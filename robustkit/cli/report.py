@@ -32,7 +32,9 @@ PAGES = (".html", ".htm")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     lines = [f"  {name:13}{entry.shows} ({entry.paper})" for name, entry in FIGURES.items()]
     parser.description = f"{parser.description}\nfigures:\n" + "\n".join(lines)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a run; for figures, of a finished one")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="the folder of a run, or of a sweep; for figures, finished"
+    )
     parser.add_argument("--figure", metavar="NAME", help="draw this one instead: see above")
     words = "in the first run's folder: report.html, comparison.html of several runs, figures/NAME.png"
     parser.add_argument("--out", metavar="FILE", help=f".html; of a figure .png, .svg or .pdf (default: {words})")
@@ -57,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
+    from robustkit.sweep import with_sweeps
+
+    first, arguments.runs = arguments.runs[0], with_sweeps(arguments.runs)
+    if arguments.runs[0] != first and arguments.out is arguments.figure is None:
+        arguments.out = str(Path(arguments.runs[0]).parent / "comparison.html")  # beside the runs of the sweep
     return _page(arguments) if arguments.figure is None else _figure(arguments)
 
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   robustkit sweep recipes/quickstart.py loss.weight=1,2,3.5,5 seed=1,2,3 epochs=6
   robustkit sweep recipes/pgd_at_rn18.py recipes/trades_rn18.py recipes/uiat_rn18.py seed=1,2,3 --out runs/three
-  robustkit sweep runs/three --device cuda:1
   robustkit sweep recipes/quickstart.py loss.weight=1,5 seed=1,2,3 --workers 4
   robustkit sweep recipes/uiat_rn18.py optimizer.lr=0.01..0.3:log loss.weight=1..5 --search tpe --trials 20"""
 

@@ -97,8 +97,11 @@ def _print_grid(console: Console, found: Sequence[Seen]) -> None:
         if s.run is not None:
             groups.setdefault(tuple(s.values[path] for path in settings), []).append(s)
     keys = sorted({key for s in found if s.run for key in s.run.keys("last")}, key=position)
-    table = plain_table(*settings, "Checkpoint", title="Trials")
-    for heading in ("Seeds", "Held out %", *(f"{key} %\n(95 %)" for key in keys)):
+    table = plain_table(title="Trials")
+    for setting in settings:
+        table.add_column(setting, overflow="fold")  # whole, on however narrow a terminal
+    table.add_column("Weights", no_wrap=True)
+    for heading in ("Seeds", "Held\nout %", *(f"{key} %\n(95 %)" for key in keys)):
         table.add_column(heading, justify="right", no_wrap=True)
     for values, members in groups.items():
         for checkpoint in _checkpoints(members):

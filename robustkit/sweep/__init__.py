@@ -10,7 +10,7 @@ Nothing else is kept: what is done, what a search has seen and what is to be don
 that a worker may be killed at any moment, and another one goes on with its trial where it was.
 """
 
-from robustkit.sweep.folder import Search, Sweep, Trial, make_sweep, open_sweep
+from robustkit.sweep.folder import Search, Sweep, Trial, make_sweep, open_sweep, with_sweeps
 from robustkit.sweep.worker import take_up_again, work
 
-__all__ = ["Search", "Sweep", "Trial", "make_sweep", "open_sweep", "take_up_again", "work"]
+__all__ = ["Search", "Sweep", "Trial", "make_sweep", "open_sweep", "take_up_again", "with_sweeps", "work"]

@@ -171,6 +171,33 @@ def open_sweep(folder: str | Path) -> Sweep:
     return Sweep(folder=folder, addresses=addresses, axes=axes, search=search, bases=bases)
 
 
+def with_sweeps(paths: Sequence[str]) -> list[str]:
+    """The paths, with the measured runs of a sweep in place of its folder or its sweep.json, once each.
+
+    Raises:
+        UserError: a sweep cannot be read, or none of its runs was measured.
+    """
+    folders = [Path(path).parent if Path(path).name == PLAN else Path(path) for path in paths]
+    runs = {folder: _measured(folder) for folder in folders if (folder / PLAN).is_file()}
+    theirs = list(itertools.chain(*runs.values()))
+    found: list[str] = []
+    for path, folder in zip(paths, folders, strict=True):
+        found += [run for run in runs[folder] if run not in found] if folder in runs else []
+        if folder not in runs and path not in theirs:
+            found.append(path)
+    return found
+
+
+def _measured(folder: Path) -> list[str]:
+    sweep = open_sweep(folder)
+    runs = [sweep.path(trial) for trial in sweep.trials()]
+    found = [str(run) for run in runs if (run / "results.json").is_file()]
+    if not found:
+        remedy = f"robustkit sweep {folder} goes on with it"
+        raise UserError("none of the sweep's runs is measured yet", place=str(folder), remedy=remedy)
+    return found
+
+
 def make_sweep(
     addresses: Sequence[str], words: Sequence[str] = (), *, search: Search | None = None, out: str | Path | None = None
 ) -> Sweep:

@@ -73,7 +73,7 @@ def write_report(runs: Sequence[StoredRun], out: Path | None = None) -> Path:
 
 def page(runs: Sequence[StoredRun]) -> Html:
     """The whole page."""
-    title = listed([run.name for run in runs])
+    title = listed([run.name for run in runs]) if len(runs) <= 4 else f"{len(runs)} runs"
     state = time.strftime("%Y-%m-%d %H:%M", time.gmtime(max(run.changed for run in runs)))
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     links = [tag("li", tag("a", section.title, href=f"#{section.name}")) for section in SECTIONS]

@@ -20,7 +20,8 @@ def section(runs: Sequence[StoredRun]) -> Html:
         parts.append(tag("h3", run.name) if several else None)
         parts.append(tag("p", sentence(run), class_="verdict"))
         parts.append(tag("ul", *(_remark(remark) for remark in remarks(run)), class_="remarks"))
-    return joined([*parts, _results(runs), _seeds(runs), _differences(runs)])
+    tables = [_results(runs), _seeds(runs), _differences(runs)]
+    return joined([*tables, *parts] if len(runs) > 4 else [*parts, *tables])  # of many, first how they compare
 
 
 def _remark(remark: Remark) -> Html:
