@@ -195,6 +195,19 @@ def test_completion_in_bash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [set(line.split()) for line in done.stdout.splitlines()] == list(tried.values())
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_completion_in_fish(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["--print-completion", "fish"]) == 0
+    (tmp_path / "completion.fish").write_text(capsys.readouterr().out)
+    script = 'source completion.fish; complete -C "robustkit "; complete -C "robustkit eval --cur"'
+    done = subprocess.run(["fish", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = dict(line.split("\t") for line in done.stdout.splitlines())
+    for name, command in COMMANDS.items():
+        assert found[name] == (command.__doc__ or "").partition("\n")[0]
+    assert "--curves" in found
+
+
 def test_completed_names_exist() -> None:
     for (command, argument), names in completion.NAMES.items():
         if argument == "suite":

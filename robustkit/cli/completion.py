@@ -48,8 +48,10 @@ def script(shell: str, commands: Mapping[str, ModuleType]) -> str:
     parser.add_argument("--print-completion", choices=SHELLS, help="print a script like this one")
     below = parser.add_subparsers()
     for name, command in commands.items():
-        of_command = below.add_parser(name, help=(command.__doc__ or "").partition("\n")[0])
+        words = (command.__doc__ or "").partition("\n")[0]
+        of_command = below.add_parser(name, help=words)
         command.add_arguments(of_command)
+        of_command.description = words  # the figures of `report` are no help on one line
         of_command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
         for action in of_command._actions:
             if (name, action.dest) in NAMES:
