@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,3 +73,14 @@ def spans(page: Path) -> list[Command]:
         Command(f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}", " ".join(match[1].split()))
         for match in re.finditer(r"(?<!`)`(robustkit [^`]*)`(?!`)", text)
     ]
+
+
+def plugins_of(page: Path) -> set[str]:
+    """The modules of the plugins whose recipes a page runs."""
+    text = page.read_text(encoding="utf-8")
+    return {name.replace("-", "_") for name in re.findall(r"plugins/(robustkit-[\w-]+)/recipes", text)}
+
+
+def can_be_tried(page: Path) -> bool:
+    """Whether the plugins that a page speaks of are installed."""
+    return all(find_spec(module) for module in plugins_of(page))

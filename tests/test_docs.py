@@ -17,7 +17,7 @@ import attrs
 import pytest
 import torch
 from pages import PAGES as ALL
-from pages import README, ROOT, Block, blocks, commands
+from pages import README, ROOT, Block, blocks, can_be_tried, commands
 
 from robustkit.core.batch import Passes
 from robustkit.core.loop import train_step
@@ -82,7 +82,11 @@ EXAMPLES = [block for page in PAGES for block in blocks(page, "python")]
 STRATEGIES = [block for block in EXAMPLES if REGISTERED.search(block.text)]
 OTHERS = [block for block in EXAMPLES if block not in STRATEGIES]
 COMMANDS = [
-    pytest.param(command.text, id=f"{page.stem}: {command.text}")
+    pytest.param(
+        command.text,
+        id=f"{page.stem}: {command.text}",
+        marks=pytest.mark.skipif(not can_be_tried(page), reason="needs a plugin"),
+    )
     for page in ALL
     for block in blocks(page, "console")
     for command in commands(block)

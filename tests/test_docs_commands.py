@@ -42,7 +42,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from pages import PAGES, ROOT, Block, Command, blocks, commands, spans
+from pages import PAGES, ROOT, Block, Command, blocks, commands, plugins_of, spans
 from PIL import Image
 
 from robustkit import Recipe, datasets, evolve
@@ -540,6 +540,8 @@ def test_what_a_page_says_can_be_done_with_patience(
 
 def work_through(page: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order; the Python blocks share their names."""
+    for plugin in plugins_of(page):
+        pytest.importorskip(plugin)
     name, module = name_of(page), ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     exec(PREAMBLES.get(name, ""), module.__dict__)

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from pages import plugins_of
 
 from robustkit import load_recipe, published
 from robustkit.reporting.composition import phases
@@ -17,11 +18,6 @@ FOLDER = ROOT / "docs" / "methods"
 PAGES = sorted(page for page in FOLDER.glob("*.md") if page.name != "README.md")
 SECTIONS = ["Equations", "Recipe", "Cost", "Numbers", "Where it departs from the paper, or had to choose"]
 PASSES = ("forward", "input backward", "parameter backward", "units")
-
-
-def plugins_of(page: Path) -> set[str]:
-    """The modules of the plugins whose recipes a page names."""
-    return {name.replace("-", "_") for name in re.findall(r"plugins/(robustkit-[\w-]+)/recipes", page.read_text())}
 
 
 @pytest.fixture(autouse=True)
