@@ -63,6 +63,9 @@ PARSED = {
     r"--processes \d": "starts processes: tests/system does",
     r"--device cuda": "wants a GPU",
     r"--measures deepfool|--suite ldat": "" if find_spec("foolbox") else "wants foolbox, which is an extra",
+    r"--search": "" if find_spec("optuna") else "wants optuna, which is an extra",
+    r"--log-with tensorboard": "" if find_spec("tensorboard") else "wants tensorboard",
+    r"--print-completion": "" if find_spec("shtab") else "wants shtab, which is an extra",
     r"--workers \d": "starts processes: test_sweep does",
     r"--plugin robustkit-(slow-start|sharpened)|run robustkit-sharpened": "wants it installed: test_scaffold does",
 }
@@ -383,7 +386,8 @@ class Reader:
 
     def robustkit(self, words: list[str], codes: set[int]) -> None:
         if reason(words) or (is_slow(words) and not self.patient):
-            parse(words)
+            if words[0] in COMMANDS:
+                parse(words)
             return
         self.provide(" ".join(words))
         words = [each for word in words for each in (sorted(glob.glob(word)) if "*" in word else [word])]
