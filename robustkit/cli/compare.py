@@ -11,7 +11,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from robustkit.cli.options import add_json
+from robustkit.cli.options import add_json, runs_of
 from robustkit.core.errors import UserError
 from robustkit.published import load, tables
 
@@ -33,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    from robustkit.sweep import with_sweeps
-
-    paths = with_sweeps([arguments.first, *arguments.others])
+    paths = runs_of([arguments.first, *arguments.others])
     if arguments.paper is not None:
         return _with_paper(paths, arguments)
     if arguments.row is not None:

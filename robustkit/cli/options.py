@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from robustkit.core.registry import hint
 
 EXIT_FAILURE, EXIT_MISTAKE, EXIT_TIME, EXIT_INTERRUPT = 1, 2, 75, 130
+
+
+def runs_of(paths: Sequence[str]) -> list[str]:
+    """The paths, with a sweep's runs in place of its folder. Loads nothing heavy where there is none.
+
+    Raises:
+        UserError: a sweep cannot be read, or none of its runs was measured.
+    """
+    if not any(Path(path).name == "sweep.json" or Path(path, "sweep.json").is_file() for path in paths):
+        return list(paths)
+    from robustkit.sweep import with_sweeps
+
+    return with_sweeps(paths)
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
-from robustkit.cli.options import add_device, add_json, count
+from robustkit.cli.options import add_device, add_json, count, runs_of
 from robustkit.cli.outcome import say
 from robustkit.core.errors import UserError
 from robustkit.reporting.paper import FIGURES, figure_named, make
@@ -59,9 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    from robustkit.sweep import with_sweeps
-
-    first, arguments.runs = arguments.runs[0], with_sweeps(arguments.runs)
+    first, arguments.runs = arguments.runs[0], runs_of(arguments.runs)
     if arguments.runs[0] != first and arguments.out is arguments.figure is None:
         arguments.out = str(Path(arguments.runs[0]).parent / "comparison.html")  # beside the runs of the sweep
     return _page(arguments) if arguments.figure is None else _figure(arguments)
