@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from robustkit.core.registry import FOLDERS, registry
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [
@@ -84,3 +86,12 @@ def plugins_of(page: Path) -> set[str]:
 def can_be_tried(page: Path) -> bool:
     """Whether the plugins that a page speaks of are installed."""
     return all(find_spec(module) for module in plugins_of(page))
+
+
+def forget_strategies(module: str) -> None:
+    """Takes back the names that Python blocks have registered, in modules whose names begin so."""
+    for kind in FOLDERS:
+        names = registry(kind)
+        for cls, name in list(names._names.items()):
+            if cls.__module__.startswith(module):
+                del names._names[cls], names._classes[name]

@@ -17,7 +17,7 @@ import attrs
 import pytest
 import torch
 from pages import PAGES as ALL
-from pages import README, ROOT, Block, blocks, can_be_tried, commands
+from pages import README, ROOT, Block, blocks, can_be_tried, commands, forget_strategies
 
 from robustkit.core.batch import Passes
 from robustkit.core.loop import train_step
@@ -100,11 +100,7 @@ def nothing_stays() -> Iterator[None]:
     modules = set(sys.modules)
     with torch.random.fork_rng(devices=[]):
         yield
-    for kind in FOLDERS:
-        names = registry(kind)
-        for cls, name in list(names._names.items()):
-            if cls.__module__.startswith(MODULE):
-                del names._names[cls], names._classes[name]
+    forget_strategies(MODULE)
     for name in set(sys.modules) - modules:
         path = getattr(sys.modules[name], "__file__", None) or ""
         if name.startswith(MODULE) or Path(path).is_relative_to(ROOT / "recipes"):

@@ -42,7 +42,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from pages import PAGES, ROOT, Block, Command, blocks, commands, plugins_of, spans
+from pages import PAGES, ROOT, Block, Command, blocks, commands, forget_strategies, plugins_of, spans
 from PIL import Image
 
 from robustkit import Recipe, datasets, evolve
@@ -51,7 +51,6 @@ from robustkit.cli.main import COMMANDS, main
 from robustkit.cli.options import Parser
 from robustkit.core.loop import Fault
 from robustkit.core.recipe import load_recipe, load_recipes, save_recipe
-from robustkit.core.registry import FOLDERS, registry
 from robustkit.data.images import Data
 from robustkit.datasets import Digits, Synthetic
 from robustkit.evaluation import audit, autoattack
@@ -369,7 +368,7 @@ class Reader:
 
     def perform(self, command: Command) -> None:
         """Each program of a line, which knows of no Python block. The exit code is 0, or what the comment names."""
-        forget_strategies()
+        forget_strategies("page")
         text, _, comment = command.text.partition("  #")
         codes = {0, *map(int, re.findall(r"exit code (\d+)", comment))}
         for words in programs(text):
@@ -427,15 +426,6 @@ class Reader:
         else:
             exec(code, namespace)
         assert ("print(" not in text) or self.capsys.readouterr().out
-
-
-def forget_strategies() -> None:
-    """Those that a page's Python blocks have registered."""
-    for kind in FOLDERS:
-        names = registry(kind)
-        for cls, name in list(names._names.items()):
-            if cls.__module__ == "page":
-                del names._names[cls], names._classes[name]
 
 
 def programs(text: str) -> list[list[str]]:
@@ -558,7 +548,7 @@ def work_through(page: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) ->
                 reader.perform(command)
         elif block.language == "python" and not name.startswith(tuple(ELSEWHERE)):
             reader.execute(block, module.__dict__)
-    forget_strategies()
+    forget_strategies("page")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

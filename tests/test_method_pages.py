@@ -8,12 +8,11 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from pages import plugins_of
+from pages import ROOT, blocks, plugins_of
 
 from robustkit import load_recipe, published
 from robustkit.reporting.composition import phases
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "methods"
 PAGES = sorted(page for page in FOLDER.glob("*.md") if page.name != "README.md")
 SECTIONS = ["Equations", "Recipe", "Cost", "Numbers", "Where it departs from the paper, or had to choose"]
@@ -45,7 +44,7 @@ def rows(page: Path, first: str) -> list[dict[str, str]]:
 
 
 def python_blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [block.text for block in blocks(page, "python")]
 
 
 @pages

@@ -17,7 +17,7 @@ from robustkit.core.errors import UserError, visible
 if TYPE_CHECKING:
     from robustkit.runs import Outcome, RunDisplay
 
-_STOPS = {
+STOPS = {
     "": ("", 0),
     "steps": ("Stopped after the steps that were asked for", 0),
     "time": ("Stopped: the time is over", EXIT_TIME),
@@ -51,7 +51,7 @@ def with_trackers(display: RunDisplay, arguments: argparse.Namespace) -> RunDisp
 
 def report(outcome: Outcome, arguments: argparse.Namespace) -> int:
     """Results to standard output; to standard error where everything lies and how to go on. Returns the exit code."""
-    words, code = _STOPS[outcome.stopped]
+    words, code = STOPS[outcome.stopped]
     if not speaks():
         return code
     show_results(outcome, arguments)
@@ -100,7 +100,7 @@ def _say_where(page: Path) -> None:
 
 def exit_code(outcome: Outcome) -> int:
     """75 out of time, 130 interrupted, 1 where robustness collapsed and that was to end training, else 0."""
-    return _STOPS[outcome.stopped][1]
+    return STOPS[outcome.stopped][1]
 
 
 def show_results(outcome: Outcome, arguments: argparse.Namespace) -> None:

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING
 
 from robustkit.cli.options import (
     EXIT_FAILURE,
-    EXIT_INTERRUPT,
-    EXIT_TIME,
     add_device,
     add_json,
     add_trackers,
     count,
     seconds,
 )
-from robustkit.cli.outcome import say, with_trackers
+from robustkit.cli.outcome import STOPS, say, with_trackers
 from robustkit.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,12 +34,7 @@ EXAMPLES = """\
   robustkit sweep recipes/quickstart.py loss.weight=1,5 seed=1,2,3 --workers 4
   robustkit sweep recipes/uiat_rn18.py optimizer.lr=0.01..0.3:log loss.weight=1..5 --search tpe --trials 20"""
 
-_STOPS = {
-    "": ("", 0),
-    "time": ("Stopped: the time is over", EXIT_TIME),
-    "interrupt": ("Interrupted", EXIT_INTERRUPT),
-    "lost": ("Stopped: no worker is left", EXIT_FAILURE),
-}
+_STOPS = STOPS | {"lost": ("Stopped: no worker is left", EXIT_FAILURE)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

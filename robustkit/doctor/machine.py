@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ import torch.distributed as dist
 
 from robustkit.core.device import has_fast_bfloat16
 from robustkit.doctor.finding import Finding, told
+from robustkit.launch import cores as usable_cores
 
 GB = 1e9
 ROOM = 5 * GB
@@ -24,7 +24,7 @@ LEAST = 0.5 * GB
 
 def devices() -> Iterator[Finding]:
     """Threads of the CPU, and each accelerator, which is tried with a product of two matrices."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     threads = torch.get_num_threads()
     many = threads > cores
     remedy = f"set OMP_NUM_THREADS={cores}: threads that wait for each other are slow" if many else ""

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from robustkit.evaluation.audit import Audit
 from robustkit.reporting import consoles
-from robustkit.reporting.tables import exported, plain_table
+from robustkit.reporting.tables import plain_table
 
 STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red", "skipped": "dim"}
 MEANINGS = {
@@ -35,6 +35,4 @@ def print_audit(console: Console, found: Audit, name: str) -> None:
 
 def audit_as_html(found: Audit) -> str:
     """The same as a notebook shows it."""
-    console = consoles.recording()
-    print_audit(console, found, "model")
-    return exported(console)
+    return consoles.as_html(lambda console: print_audit(console, found, "model"))

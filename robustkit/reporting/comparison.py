@@ -16,7 +16,7 @@ from robustkit.evaluation import Clean, statistics
 from robustkit.evaluation.statistics import LEVEL, Interval, Spread
 from robustkit.folder import read_outcomes, read_results
 from robustkit.reporting import consoles, formats
-from robustkit.reporting.tables import columns, exported, plain_table, position, print_results
+from robustkit.reporting.tables import columns, plain_table, position, print_results
 from robustkit.runs import recipe_of
 
 ABSENT = "-"
@@ -138,9 +138,7 @@ class Comparison:
         return f"Comparison of {', '.join(item.path for item in self.items)}"
 
     def _repr_html_(self) -> str:
-        console = consoles.recording()
-        print_comparison(console, self.items)
-        return exported(console)
+        return consoles.as_html(lambda console: print_comparison(console, self.items))
 
 
 def compare(*paths: str | Path) -> Comparison:

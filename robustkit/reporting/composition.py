@@ -15,7 +15,7 @@ from robustkit.core.recipe import Recipe
 from robustkit.core.registry import FOLDERS, registry
 from robustkit.core.spec import digest, evolve, flatten, to_json
 from robustkit.reporting import consoles, formats
-from robustkit.reporting.tables import exported, plain_table
+from robustkit.reporting.tables import plain_table
 
 NOMINAL_STEPS = 100
 """Steps per epoch in schedules that are shown without loading the data."""
@@ -135,9 +135,7 @@ def print_composition(console: Console, recipe: Recipe, before: Recipe, title: s
 
 def recipe_as_html(recipe: Recipe) -> str:
     """The same as a notebook shows it."""
-    console = consoles.recording()
-    print_composition(console, recipe, recipe, "Recipe")
-    return exported(console)
+    return consoles.as_html(lambda console: print_composition(console, recipe, recipe, "Recipe"))
 
 
 def _field(name: str, value: Any, default: Any, before: Any, depth: int) -> Iterator[Row]:

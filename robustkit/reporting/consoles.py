@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +17,8 @@ PIPED_WIDTH = 140
 
 NOTEBOOK_WIDTH = 120
 """Columns of tables in a notebook."""
+_PRE = "white-space: pre; overflow-x: auto; line-height: 1.2; font-family: Menlo, 'DejaVu Sans Mono', monospace"
+"""Lines that scroll rather than wrap, in a font whose rules meet."""
 
 
 def results() -> Console:
@@ -28,9 +31,11 @@ def messages() -> Console:
     return _console(stderr=True)
 
 
-def recording() -> Console:
-    """Nowhere, for `tables.exported`: HTML, as notebooks show it."""
-    return _no_terminal(io.StringIO(), width=NOTEBOOK_WIDTH, record=True)
+def as_html(show: Callable[[Console], None]) -> str:
+    """What `show` prints, as a notebook shows it: text in a fixed width, styles in the tags, everything escaped."""
+    console = _no_terminal(io.StringIO(), width=NOTEBOOK_WIDTH, record=True)
+    show(console)
+    return console.export_html(inline_styles=True, code_format=f'<pre style="{_PRE}">{{code}}</pre>')
 
 
 def lines(file: Any) -> Console:

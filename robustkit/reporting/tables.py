@@ -41,27 +41,18 @@ def with_control(results: dict[str, Any], control: dict[str, Any] | None) -> lis
 
 def as_html(table: Table) -> str:
     """The table as a notebook shows it."""
-    console = consoles.recording()
-    console.print(table)
-    return exported(console)
+    return consoles.as_html(lambda console: console.print(table))
 
 
 def results_as_html(shown: Sequence[Column], *, title: str = "", remarks: Sequence[str] = ()) -> str:
     """What `print_results` prints, and further remarks, as a notebook shows it."""
-    console = consoles.recording()
-    print_results(console, shown, title=title)
-    for remark in remarks:
-        console.print(remark)
-    return exported(console)
 
+    def show(console: Console) -> None:
+        print_results(console, shown, title=title)
+        for remark in remarks:
+            console.print(remark)
 
-_PRE = "white-space: pre; overflow-x: auto; line-height: 1.2; font-family: Menlo, 'DejaVu Sans Mono', monospace"
-"""Lines that scroll rather than wrap, in a font whose rules meet."""
-
-
-def exported(console: Console) -> str:
-    """What was printed on `consoles.recording()`: text in a fixed width, styles in the tags, everything escaped."""
-    return console.export_html(inline_styles=True, code_format=f'<pre style="{_PRE}">{{code}}</pre>')
+    return consoles.as_html(show)
 
 
 def print_results(console: Console, shown: Sequence[Column], *, title: str = "") -> None:
