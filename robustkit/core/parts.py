@@ -223,8 +223,12 @@ class Parts:
         self.totals.load({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
 
     def rewind(self, tensors: dict[str, Tensor]) -> None:
-        """Weights, their average and the optimiser's state as `tensors()` gave them; all else stays."""
-        names = ("model.", "average.", "optimizer.")
+        """Weights, their average and the optimiser's state as `tensors()` gave them; all else stays.
+
+        Weights are those of networks trained beside the model, too.
+        """
+        beside = [f"strategies.{name}." for name in companions(self.strategies)]
+        names = ("model.", "average.", "optimizer.", *beside)
         self.load(self.tensors() | {key: tensor for key, tensor in tensors.items() if key.startswith(names)})
 
     def names(self) -> dict[nn.Parameter, str]:
@@ -292,8 +296,7 @@ def parameter_groups(recipe: Recipe, model: RobustModel, strategies: Mapping[str
 
     A strategy that trains its parameters itself (`trains_itself`) keeps them.
     """
-    companions = [s for s in strategies.values() if isinstance(s, nn.Module) and not getattr(s, "trains_itself", False)]
-    bodies = nn.ModuleList([model.backbone, *companions])
+    bodies = nn.ModuleList([model.backbone, *companions(strategies).values()])
     norms = {id(p): p for m in bodies.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in bodies.parameters() if id(p) not in norms]},
@@ -301,6 +304,16 @@ def parameter_groups(recipe: Recipe, model: RobustModel, strategies: Mapping[str
         {"params": list(model.head.parameters()), **recipe.head.parameter_options()},
     ]
     return [group for group in groups if group["params"]]
+
+
+def companions(strategies: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Strategies with parameters that the recipe's optimiser trains, by field of the recipe."""
+    modules = {name: part for name, part in strategies.items() if isinstance(part, nn.Module)}
+    return {
+        name: module
+        for name, module in modules.items()
+        if not getattr(module, "trains_itself", False) and next(module.parameters(), None) is not None
+    }
 
 
 def _settled(precision: Precision, model: RobustModel, world: World) -> Precision:

@@ -28,6 +28,7 @@ from robustkit.core.spec import from_json, to_json
 from robustkit.engine import count_passes
 from robustkit.epsilons import Curriculum, Fixed
 from robustkit.epsilons.curriculum import Stages
+from robustkit.losses import LBGAT
 from robustkit.objectives import KL
 from robustkit.optimizers import SGD
 from robustkit.runs import Silent, evaluate_run
@@ -505,8 +506,11 @@ def test_a_run_goes_through_the_stages(finished: Path) -> None:
     }
 
 
-def test_a_rewind_restores_weights_and_optimiser_and_nothing_else(tmp_path: Path) -> None:
-    folder, recipe_ = tmp_path / "run", cat(average=None, weights=AWP())
+@pytest.mark.parametrize("beside", [{}, {"loss": LBGAT()}], ids=["alone", "with a teacher"])
+def test_a_rewind_restores_weights_and_optimiser_and_nothing_else(beside: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    recipe_ = cat(average=None, weights=AWP(), **{name: loss.rehearsed(cat()) for name, loss in beside.items()})
+    trained = ("model.", "optimizer.", "strategies.loss.")
     rewound, kept_before = 0, {}
     for epoch in range(1, 9):
         if epoch == 1:
@@ -516,8 +520,9 @@ def test_a_rewind_restores_weights_and_optimiser_and_nothing_else(tmp_path: Path
         last, kept = read(folder, "last"), read(folder, "kept")
         stages = [report["stage"] for report in reports(folder)]
         advanced = int(last["strategies.epsilon.stage"]) > stages[-1]
-        weights = [key for key in last if key.startswith(("model.", "optimizer."))]
+        weights = [key for key in last if key.startswith(trained)]
         assert any(key.startswith("optimizer.") for key in weights)
+        assert any(key.startswith("strategies.loss.") for key in weights) == bool(beside)
         unlike = [key for key in weights if not equal(last[key], kept[key])]
         _, facts = checkpoint.read(folder / "checkpoints" / "last.safetensors")
         if advanced:
