@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robustkit import load_recipe, override, run
+from robustkit import compare, load_recipe, override, run
 from robustkit.cli.main import main
 from robustkit.lock import locked
 from robustkit.runs import Silent
@@ -588,6 +588,10 @@ def test_a_sweep_s_folder_stands_for_its_runs(finished: Path, recipe: str, capsy
     assert main(["report", str(finished)]) == 0
     page = finished / "comparison.html"
     assert capsys.readouterr().out.strip() == str(page) and page.is_file()
+    everything = sorted(map(str, finished.glob("[!.]*")))
+    assert str(page) in everything and sorted(with_sweeps(everything)) == runs
+    assert main(["report", *everything]) == 0
+    assert sorted(item.path for item in compare(finished).items) == runs
     page.unlink()
     begun = make_sweep([recipe], ["seed=1,2"], out="begun")
     assert main(["report", str(begun.folder)]) == 2

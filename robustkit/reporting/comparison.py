@@ -18,6 +18,7 @@ from robustkit.folder import read_outcomes, read_results
 from robustkit.reporting import consoles, formats
 from robustkit.reporting.tables import columns, plain_table, position, print_results
 from robustkit.runs import recipe_of
+from robustkit.sweep import with_sweeps
 
 ABSENT = "-"
 
@@ -142,12 +143,12 @@ class Comparison:
 
 
 def compare(*paths: str | Path) -> Comparison:
-    """Run folders, recipe files or recipes' JSON, compared with the first.
+    """Run folders, recipe files or recipes' JSON, compared with the first; a sweep's folder stands for its runs.
 
     Raises:
-        UserError: one is none of these.
+        UserError: one is none of these, or a sweep has no run that was measured.
     """
-    return Comparison(tuple(load_item(str(path)) for path in paths))
+    return Comparison(tuple(load_item(path) for path in with_sweeps([str(path) for path in paths])))
 
 
 def load_item(path: str) -> Item:

@@ -174,6 +174,8 @@ def open_sweep(folder: str | Path) -> Sweep:
 def with_sweeps(paths: Sequence[str]) -> list[str]:
     """The paths, with the measured runs of a sweep in place of its folder or its sweep.json, once each.
 
+    So `FOLDER/*` means what FOLDER does: its other files (its report, say) are passed over.
+
     Raises:
         UserError: a sweep cannot be read, or none of its runs was measured.
     """
@@ -183,7 +185,8 @@ def with_sweeps(paths: Sequence[str]) -> list[str]:
     found: list[str] = []
     for path, folder in zip(paths, folders, strict=True):
         found += [run for run in runs[folder] if run not in found] if folder in runs else []
-        if folder not in runs and path not in theirs:
+        beside = folder.is_file() and folder.parent in runs
+        if not (folder in runs or path in theirs or beside):
             found.append(path)
     return found
 
