@@ -18,10 +18,11 @@ from typing import Any
 from robustkit.core.checkpoint import write_text
 from robustkit.core.errors import UserError
 from robustkit.core.parts import Parts
+from robustkit.core.reading import read_object
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import hint
 from robustkit.core.spec import flatten, to_json
-from robustkit.folder import read_results
+from robustkit.folder import read_metrics, read_results
 from robustkit.reporting.together import Together
 from robustkit.runs import RunDisplay, Silent
 
@@ -97,8 +98,8 @@ class Tracker(Silent):
         """Gives it what the folder has and it has not; what it fails to take it is given the next time."""
         if self._tracker is None:
             return
-        rows = _rows(self._folder)
         try:
+            rows = read_metrics(self._folder)
             for row in rows[self._state["rows"] :]:
                 self._tracker.log(dict(_numbers(row)), step=row["step"])
                 self._state["rows"] += 1
@@ -148,14 +149,8 @@ def _numbers(data: dict[str, Any], path: str = "") -> Iterator[tuple[str, float]
             yield f"{path}{key}", value
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-
-
 def _read_state(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(folder / STATE)
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}

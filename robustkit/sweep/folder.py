@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from robustkit.core import checkpoint
 from robustkit.core.errors import RecipeError, UserError
 from robustkit.core.override import override
+from robustkit.core.reading import parse_json, read_json
 from robustkit.core.recipe import Recipe, load_recipe, save_recipe, split_address
 from robustkit.core.spec import digest, evolve
 from robustkit.folder import stem_of
@@ -118,10 +119,7 @@ def _read_trial(path: Path) -> Trial:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read: {error}", place=str(path), remedy="begin another sweep") from error
+    data = read_json(path, "begin another sweep")
     if not isinstance(data, dict):
         raise UserError("not an object", place=str(path), remedy="begin another sweep")
     return data
@@ -322,7 +320,7 @@ def held_out(folder: Path, recipe: Recipe) -> dict[int, float]:
 def _scores(file: Path, which: str) -> Iterator[tuple[int, float]]:
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
-            report = json.loads(line)
+            report = parse_json(line)
         except ValueError:  # its worker is writing it
             return
         if which in report.get("validation", {}):

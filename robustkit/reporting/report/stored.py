@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ import attrs
 
 from robustkit.core import checkpoint
 from robustkit.core.errors import CheckpointError, UserError
+from robustkit.core.reading import parse_json
 from robustkit.core.recipe import Recipe, result_key
 from robustkit.reporting.comparison import Item, short_names
 from robustkit.reporting.report.shapes import (
@@ -201,8 +201,8 @@ class _Reader:
         """None where there is none."""
         held = self.bytes(name)
         try:
-            return None if held is None else json.loads(held)
-        except (ValueError, RecursionError):
+            return None if held is None else parse_json(held.decode())
+        except ValueError:
             return self.refuse(name, None)
 
     def refuse(self, name: str, instead: T) -> T:
@@ -223,8 +223,8 @@ class _Reader:
         found: dict[int, dict[str, Any]] = {}
         for line in lines:
             try:
-                data = json.loads(line)
-            except (ValueError, RecursionError):
+                data = parse_json(line.decode())
+            except ValueError:
                 data = None
             if fits(data, REPORT):
                 found[data["epoch"]] = data
