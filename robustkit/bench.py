@@ -26,7 +26,7 @@ from robustkit.core.recipe import Recipe
 from robustkit.core.spec import evolve
 from robustkit.engine import Predictor
 from robustkit.engine.memory import keeping_memory
-from robustkit.runs import load_parts, make_world
+from robustkit.opening import load_parts, make_world
 
 WARM_UP = 1
 """Steps of each kind that are not counted: memory is fetched, kernels are chosen."""

@@ -25,7 +25,7 @@ from robustkit.data.loader import make_batch
 from robustkit.engine import Predictor
 from robustkit.epsilons import ECAS
 from robustkit.functional import entropy
-from robustkit.runs import load_parts, make_world, restore
+from robustkit.opening import load_parts, make_world, restore
 
 BATCHES = 20
 PUBLISHED = {10: (1.3, 2.274), 100: (3.35, 4.582)}

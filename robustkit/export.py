@@ -31,7 +31,7 @@ from robustkit.core.registry import hint, registry
 from robustkit.core.spec import canonical, digest, to_json
 from robustkit.folder import read_outcomes, read_results
 from robustkit.loading import EXPORTED, build, read
-from robustkit.runs import recipe_of
+from robustkit.opening import recipe_of
 
 FILL_IN = "FILL IN"
 """How a field begins that only the model's authors can fill."""

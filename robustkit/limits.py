@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from robustkit.core.parts import Parts
+from robustkit.core.world import World
 
 SAVE_EVERY_SECONDS = 600.0
 
@@ -33,6 +34,11 @@ class Limits:
         if parts is not None and self.max_steps is not None and parts.step >= self.max_steps:
             return "steps"
         return ""
+
+    def agreed(self, world: World, parts: Parts | None = None) -> str:
+        """The reason in every process, where any process has one."""
+        reason = self.reason(parts)
+        return next((known for known in ("interrupt", "time", "steps") if world.any(reason == known)), "")
 
     def left(self) -> float | None:
         """Seconds until the deadline, None where there is none."""

@@ -140,7 +140,7 @@ def held_out_threshold(run: str | Path, model: Classifier, false_rejections: flo
     Raises:
         UserError: it is no run, its data are missing, or no images were held out.
     """
-    from robustkit.runs import recipe_of  # here: of all that it brings, predicting needs nothing else
+    from robustkit.opening import recipe_of  # here: of all that it brings, predicting needs nothing else
 
     run = Path(run)
     if (run / EXPORTED).is_file():

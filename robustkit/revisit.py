@@ -8,7 +8,7 @@ from robustkit.core import checkpoint
 from robustkit.core.errors import UserError
 from robustkit.core.loop import pass_over, train_step
 from robustkit.core.parts import Parts
-from robustkit.runs import load_parts, make_world, recipe_of, restore
+from robustkit.opening import load_parts, make_world, recipe_of, restore
 
 
 def revisit(fault: str | Path, *, device: str | None = None) -> Parts:

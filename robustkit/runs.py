@@ -12,84 +12,43 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import attrs
-import torch
-from torch import Tensor
 
 import robustkit
 from robustkit.core import checkpoint, faults
-from robustkit.core.batch import Progress
-from robustkit.core.device import device_of
-from robustkit.core.errors import CheckpointError, DamagedError, RecipeError, RegistryError, UserError
-from robustkit.core.loop import Display, train
-from robustkit.core.parts import Parts, Totals, assemble
-from robustkit.core.processes import join
+from robustkit.core.errors import CheckpointError, DamagedError, UserError
+from robustkit.core.loop import train
+from robustkit.core.parts import Parts
 from robustkit.core.reading import read_text
-from robustkit.core.recipe import Precision, Recipe, Suite, execute, load_recipe, rehearsed, result_key
+from robustkit.core.recipe import Recipe, Suite
 from robustkit.core.registry import registry
-from robustkit.core.spec import digest, evolve, flatten, from_json, to_json
+from robustkit.core.spec import digest, evolve, to_json
 from robustkit.core.world import World
-from robustkit.data.loader import make_batch
+from robustkit.display import RunDisplay
 from robustkit.engine.memory import keeping_memory
 from robustkit.folder import (
     disk_trouble,
     new_folder,
-    not_known_here,
     note,
     noted,
-    read_outcomes,
     read_results,
     set_aside,
     warnings_of,
     write_facts,
-    write_outcomes,
-    write_results,
 )
+from robustkit.judging import CHECKPOINTS, Verdict, measure_checkpoints
 from robustkit.limits import Limits
 from robustkit.lock import holder, locked_by_first
+from robustkit.opening import learn_backbone, load_parts, make_world, recipe_of, restore
 from robustkit.reporting import notebook
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from robustkit.evaluation.evaluate import News
-    from robustkit.evaluation.results import Result
-
-CHECKPOINTS = ("last", "best")
-
-
-class RunDisplay(Display, Protocol):
-    """Who watches a run."""
-
-    def begin(self, recipe: Recipe, folder: Path, parts: Parts) -> None: ...
-
-    def measuring(self, checkpoint: str, key: str, news: News) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def end(self) -> None: ...
-
-
-class Silent:
-    """Shows nothing."""
-
-    def begin(self, recipe: Recipe, folder: Path, parts: Parts) -> None: ...
-
-    def step(self, progress: Progress, totals: Totals) -> None: ...
-
-    def epoch(self, report: dict[str, Any]) -> None: ...
-
-    def measuring(self, checkpoint: str, key: str, news: News) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def end(self) -> None: ...
 
 
 @attrs.frozen
@@ -198,7 +157,7 @@ def resume(
     """
     folder, watching = Path(folder), display or notebook.watcher()
     recipe = recipe_of(folder)
-    _learn_backbone(folder, recipe)
+    learn_backbone(folder, recipe)
     world = make_world(recipe, device)
     with locked_by_first(folder, world, watching.say):
         limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time)
@@ -241,7 +200,7 @@ def evaluate_run(
 
     folder, display = Path(folder), display or notebook.watcher()
     recipe = recipe_of(folder)
-    _learn_backbone(folder, recipe)
+    learn_backbone(folder, recipe)
     suites = recipe.evaluation if suite is None else suites_of(suite)
     wanted = evolve(recipe, evaluation=some_of(suites, keys, limit))
     parts = load_parts(recipe, make_world(recipe, device))
@@ -265,7 +224,7 @@ def evaluate_run(
         for finding in _suspicious(parts, wanted):
             display.say(finding)
         try:
-            stopped = _measure(parts, wanted, checkpoints, verdict, again, exact, limits, display)
+            stopped = measure_checkpoints(parts, wanted, checkpoints, verdict, again, exact, limits, display)
         finally:
             display.end()
         verdict.save()
@@ -288,120 +247,6 @@ def _suspicious(parts: Parts, wanted: Recipe) -> list[str]:
         batch_size=wanted.batch_size,
     )
     return lines(found)
-
-
-def recipe_of(folder: Path) -> Recipe:
-    """The recipe of a run folder.
-
-    Raises:
-        RecipeError: there is none, or it cannot be read.
-    """
-    if not (folder / "recipe.json").is_file():
-        remedy = f"it is a sweep's: robustkit sweep {folder}" if (folder / "sweep.json").is_file() else ""
-        raise RecipeError("is not a run folder: it has no recipe.json", place=str(folder), remedy=remedy)
-    try:
-        return load_recipe(folder / "recipe.json")
-    except RecipeError as error:
-        if not isinstance(error.__cause__, RegistryError):
-            raise
-        if not (folder / "recipe.py").is_file():
-            raise (not_known_here(folder) or error) from error.__cause__
-        # Strategies may be defined in the recipe's own file: run the folder's copy, which registers them.
-        execute(folder / "recipe.py")
-        return load_recipe(folder / "recipe.json")
-
-
-def _learn_backbone(folder: Path, recipe: Recipe) -> None:
-    """A backbone may be defined in the recipe's own file: where nobody else knows it, run the folder's copy."""
-    import timm
-
-    import robustkit.backbones  # noqa: F401  registers ours
-
-    source = folder / "recipe.py"
-    if source.is_file() and not timm.is_model(recipe.model.backbone):
-        execute(source)
-
-
-def make_world(recipe: Recipe, device: str | None = None) -> World:
-    """Device and processes, as accelerate finds them; the data's facts are filled in when they are loaded."""
-    state = join(cpu=device == "cpu")
-    chosen = state.device if device is None or state.num_processes > 1 else device_of(device)
-    return World(
-        samples=0,
-        training=0,
-        classes=0,
-        image_shape=(0, 0, 0),
-        device=chosen,
-        rank=state.process_index,
-        size=state.num_processes,
-        seed=recipe.seed,
-    )
-
-
-def load_parts(recipe: Recipe, world: World) -> Parts:
-    """The recipe's data, loaded, and everything built from it.
-
-    Raises:
-        DataError, SpecError: the data are missing or do not fit.
-    """
-    if world.rank == 0:
-        data = recipe.data.load()  # alone first: it may have to download
-    world.barrier()
-    if world.rank > 0:
-        data = recipe.data.load()
-    facts = attrs.evolve(
-        world, samples=len(data.train), own=data.own, classes=len(data.classes), image_shape=data.train.shape
-    )
-    return assemble(recipe, data, facts)
-
-
-def restore(parts: Parts, path: Path, *, weights_only: bool = False) -> dict[str, Any]:
-    """Loads a checkpoint into `parts`; with `weights_only` just the model (for evaluation). Returns its facts.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or of another recipe (the differing settings are named).
-    """
-    wanted = {"step": int, "best": dict} | ({} if weights_only else {"metrics": int})
-    tensors, facts = checkpoint.read(path, **wanted)
-    if facts.get("digest") != digest(parts.recipe) and not _means(facts.get("recipe"), parts.recipe):
-        theirs, ours = flatten(facts.get("recipe", {})), flatten(to_json(parts.recipe))
-        differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
-        shown = ", ".join(f"{key}={theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing[:5])
-        raise CheckpointError(f"belongs to another recipe ({shown or 'an unknown one'})", place=str(path))
-    if not _is_best(facts["best"]):
-        raise CheckpointError("does not say which epoch was the best", place=str(path))
-    try:
-        if weights_only:
-            prefix = "model." if parts.averaged is None else "average."
-            state = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-            parts.final.load_state_dict(state)
-        else:
-            parts.load(tensors)
-            parts.step, parts.best = facts["step"], facts["best"]
-            parts.skipped, parts.course = list(facts.get("skipped", ())), dict(facts.get("course", {}))
-            if "precision" in facts:
-                parts.precision = from_json(Precision, facts["precision"])
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise CheckpointError(f"does not fit the recipe: {str(error).splitlines()[0]}", place=str(path)) from error
-    return facts
-
-
-def _is_best(best: dict[str, Any]) -> bool:
-    """Whether it is what a run notes of its best epoch: numbers, and pairs of them."""
-    epochs = [best[name] for name in ("epoch", "collapse", "rewound") if name in best]
-    pairs = [best[name] for name in ("score", "seen") if name in best]
-    return all(type(epoch) is int for epoch in epochs) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(share, (int, float)) for share in pair)
-        for pair in pairs
-    )
-
-
-def _means(data: Any, recipe: Recipe) -> bool:
-    """Whether that JSON is this recipe, written before some of its settings (now at their defaults) were there."""
-    try:
-        return bool(from_json(Recipe, data) == recipe)
-    except UserError:
-        return False
 
 
 def _go_on(
@@ -516,7 +361,7 @@ def _train_and_judge(
             should_stop=lambda parts: bool(limits.reason(parts)),
             should_save=limits.should_save,
         )
-    reason = _agreed(limits.reason(parts), world)
+    reason = limits.agreed(world, parts)
     if not finished and not (limits.rehearsal and reason == "steps"):
         return reason
     return _judge(folder, parts, limits, display) or ("collapse" if parts.collapsed else "")
@@ -602,168 +447,13 @@ def _judge(folder: Path, parts: Parts, limits: Limits, display: RunDisplay) -> s
     from robustkit.reporting.figures import draw
 
     verdict = Verdict(folder, parts.world)
-    stopped = _measure(parts, parts.recipe, CHECKPOINTS, verdict, False, False, limits, display)
+    stopped = measure_checkpoints(parts, parts.recipe, CHECKPOINTS, verdict, False, False, limits, display)
     if not stopped and parts.world.rank == 0:
         verdict.save()
         if not (folder / "figures" / "examples.png").is_file():  # the last that is drawn
             restore(parts, folder / "checkpoints" / "last.safetensors")
             draw(folder, parts)
     return stopped
-
-
-class Verdict:
-    """What is known of a run's checkpoints: results.json and outcomes.json, or the same in memory alone.
-
-    `evaluation` is where that is noted which is judged but not known yet; None: nowhere.
-    """
-
-    def __init__(self, folder: Path, world: World, *, kept: bool = True, notes: bool = True) -> None:
-        self.folder, self._writes = folder, kept and world.rank == 0
-        self.evaluation = folder / "evaluation" if notes else None
-        self.results = world.share(read_results(folder)) if kept else {}
-        self.outcomes = read_outcomes(folder) if kept else {}
-
-    def add(self, checkpoint: str, key: str, result: Result) -> None:
-        self.results.setdefault(checkpoint, {})[key] = result.to_json()
-        self.outcomes.setdefault(checkpoint, {})[key] = result.outcomes_to_json()
-        self.save()
-
-    def same(self, checkpoint: str, other: str) -> None:
-        """`checkpoint` holds the weights of `other`."""
-        self.results[checkpoint] = self.results.get(other, {})
-        self.outcomes[checkpoint] = self.outcomes.get(other, {})
-
-    def save(self) -> None:
-        if self._writes:
-            write_outcomes(self.folder, self.outcomes)
-            write_results(self.folder, self.results)  # last: what is in it is not measured again
-
-
-def _measure(
-    parts: Parts,
-    wanted: Recipe,
-    checkpoints: Sequence[str],
-    verdict: Verdict,
-    again: bool,
-    exact: bool,
-    limits: Limits,
-    display: RunDisplay,
-) -> str:
-    """The measures of `wanted` on checkpoints, into `verdict`; `parts` holds the last. Returns why it stopped."""
-    kept = parts.best.get("epoch", -1) * parts.steps_per_epoch == parts.step
-    same = kept and parts.best.get("rewound") != parts.step  # best and last hold the same weights
-    for name in checkpoints:
-        path = verdict.folder / "checkpoints" / f"{name}.safetensors"
-        if name == "best" and "epoch" not in parts.best:
-            continue  # without validation images there is none
-        if name == "best" and same and "last" in checkpoints:
-            verdict.same("best", "last")
-            continue
-        if name != "last":
-            restore(parts, path, weights_only=True)
-        stopped = judge(attrs.evolve(parts, recipe=wanted), name, verdict, again, exact, limits, display)
-        if stopped:
-            return stopped
-    return ""
-
-
-def judge(
-    parts: Parts, name: str, verdict: Verdict, again: bool, exact: bool, limits: Limits, display: RunDisplay
-) -> str:
-    """The recipe's measures on the weights in `parts.final`, but for those in `verdict` unless `again`.
-
-    What is judged is noted in `verdict.evaluation`, slice by slice, until the measure is done: an evaluation that
-    was stopped or killed goes on there.
-    """
-    from robustkit.evaluation.evaluate import PROBE, judge_slices, ledger_of, made_ready, rows_of
-    from robustkit.evaluation.ledger import digest_of_weights
-    from robustkit.evaluation.logits import judging
-    from robustkit.evaluation.sources import OwnImages
-
-    world, recipe = parts.world, parts.recipe
-    source = OwnImages(parts.data.test)
-    done = {} if again else verdict.results.get(name, {})
-    wanted = [(suite, measure, rows_of(measure, suite.images, len(source))) for suite, measure in recipe.measures()]
-    wanted = [entry for entry in wanted if done.get(result_key(*entry[:2]), {}).get("n") != len(entry[2])]
-    if not wanted:
-        return ""
-    wanted = [(suite, made_ready(m, suite.threat or recipe.threat, world), rows) for suite, m, rows in wanted]
-    weights = digest_of_weights(parts.final)
-    few, _ = source.rows(torch.arange(min(PROBE, len(source))))
-    with judging(parts.final, recipe.threat, few.to(world.device), exact=exact) as subject:
-        for suite, measure, rows in wanted:
-            if reason := _agreed(limits.reason(), world):
-                return reason
-            key, threat = result_key(suite, measure), suite.threat or recipe.threat
-            if hasattr(measure, "calibrated"):
-                measure = world.share(measure.calibrated(subject.logits, _held_out(parts)))
-            ledger = ledger_of(verdict.evaluation, weights, measure, threat, rows, recipe.batch_size, 0, exact, world)
-            result = judge_slices(
-                measure,
-                attrs.evolve(subject, threat=threat),
-                source,
-                rows,
-                world,
-                batch_size=recipe.batch_size,
-                ledger=ledger,
-                watch=partial(_tell, display, name, key),
-                should_stop=lambda: bool(limits.reason()),
-            )
-            if result is None:
-                return _agreed(limits.reason(), world)
-            verdict.add(name, key, result)
-            if world.rank == 0:
-                ledger.remove()
-            world.barrier()
-    return ""
-
-
-def _held_out(parts: Parts) -> Iterator[Tensor]:
-    """The images that were held out, (B, C, H, W) in [0, 1], batch after batch."""
-    for rows in torch.split(parts.validation_rows, parts.recipe.batch_size):
-        yield make_batch(parts.train, rows, device=parts.world.device).x
-
-
-def smoke(recipe: Recipe) -> Recipe:
-    """The recipe on a handful of random images of its own shape: every part runs, nothing is learnt.
-
-    Measures that take minutes on any network (AutoAttack) are left out; the others see two images. Trained networks
-    that it would load are untrained ones instead.
-    """
-    recipe = rehearsed(recipe)
-    shape, classes = recipe.data.facts
-    (channels, height, width), classes = shape or (3, 32, 32), classes or 10
-    if height != width:
-        raise UserError(f"a smoke run needs square images, these are {height} x {width}", place="data")
-    synthetic = registry("dataset").get("synthetic")
-    sizes = {"train": 12, "test": 2, "classes": classes, "size": height, "channels": channels}
-    data = synthetic(**sizes, augment=getattr(recipe.data, "augment", "none"))
-    suites = tuple(
-        evolve(
-            suite,
-            images=2,
-            measures=tuple(m for m in suite.measures if registry("measure").name_of(type(m)) != "autoattack"),
-        )
-        for suite in recipe.evaluation
-    )
-    return evolve(
-        recipe,
-        data=data,
-        batch_size=4,
-        accumulate=min(2, recipe.accumulate),
-        validation=evolve(recipe.validation, images=4, train_images=0),
-        evaluation=suites,
-        control=None if recipe.control is None else smoke(recipe.control),
-    )
-
-
-def _tell(display: RunDisplay, checkpoint: str, key: str, _: str, news: News) -> None:
-    display.measuring(checkpoint, key, news)
-
-
-def _agreed(reason: str, world: World) -> str:
-    """Why to stop, in every process, where any process has a reason."""
-    return next((known for known in ("interrupt", "time", "steps") if world.any(reason == known)), "")
 
 
 def _describe(recipe: Recipe) -> str:

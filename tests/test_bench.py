@@ -15,7 +15,7 @@ from robustkit.core.recipe import save_recipe
 from robustkit.core.rng import whole
 from robustkit.engine import Predictor
 from robustkit.epsilons import ECAS
-from robustkit.runs import load_parts, make_world
+from robustkit.opening import load_parts, make_world
 from robustkit.targets import Momentum, Universal
 from robustkit.testing import tiny_recipe
 from robustkit.threats import Linf

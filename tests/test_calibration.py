@@ -24,7 +24,7 @@ from robustkit.core.recipe import save_recipe
 from robustkit.datasets import Digits, Synthetic
 from robustkit.epsilons import ECAS
 from robustkit.losses import CrossEntropy
-from robustkit.runs import load_parts, make_world
+from robustkit.opening import load_parts, make_world
 from robustkit.schedules import Constant
 from robustkit.threats import Linf
 

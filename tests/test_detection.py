@@ -30,8 +30,9 @@ from robustkit.evaluation import DETECTION, PGD_40, Attacked, Clean, Detection
 from robustkit.evaluation.logits import judging
 from robustkit.heads import GaussianMixture, Linear
 from robustkit.objectives import ConfidentWrong
+from robustkit.opening import load_parts, make_world
 from robustkit.reporting.tables import columns, notes
-from robustkit.runs import evaluate_run, load_parts, make_world, run
+from robustkit.runs import evaluate_run, run
 from robustkit.testing import check, tiny_recipe
 from robustkit.threats import Linf
 

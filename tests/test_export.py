@@ -34,7 +34,8 @@ from robustkit.export import FILL_IN, export
 from robustkit.folder import read_outcomes
 from robustkit.heads import GaussianMixture
 from robustkit.loading import load
-from robustkit.runs import load_parts, make_world, restore, run
+from robustkit.opening import load_parts, make_world, restore
+from robustkit.runs import run
 from robustkit.testing import tiny_recipe
 from robustkit.threats import L2
 from robustkit.weights import Exponential

@@ -19,8 +19,8 @@ from robustkit.epsilons import ECAS
 from robustkit.evaluation import PGD_20, Attacked, AutoAttack, Clean
 from robustkit.heads import GaussianMixture
 from robustkit.losses import Align
+from robustkit.opening import load_parts, make_world
 from robustkit.optimizers import SGD
-from robustkit.runs import load_parts, make_world
 from robustkit.schedules import OneCycle
 from robustkit.targets import Momentum, Universal
 from robustkit.threats import Linf

@@ -12,10 +12,11 @@ import pytest
 
 from robustkit import compare, evolve, load_recipe
 from robustkit.core.errors import RecipeError
+from robustkit.display import Silent
 from robustkit.folder import not_known_here
+from robustkit.opening import recipe_of
 from robustkit.reporting import consoles, notebook
 from robustkit.reporting.terminal import Bar
-from robustkit.runs import Silent, recipe_of
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "tutorial.ipynb"
@@ -29,7 +30,7 @@ FURTHER = {
     "before": """
 import json, os, signal, threading
 from matplotlib import rcParams
-from robustkit.runs import Silent
+from robustkit.display import Silent
 
 def state():
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

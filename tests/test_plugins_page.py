@@ -17,7 +17,7 @@ from robustkit import load_recipe
 from robustkit.core.batch import Passes
 from robustkit.core.loop import train_step
 from robustkit.core.spec import from_json, to_json
-from robustkit.runs import load_parts, make_world
+from robustkit.opening import load_parts, make_world
 from robustkit.testing import check
 
 PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"

@@ -19,8 +19,9 @@ from robustkit.datasets.image_folder import decode
 from robustkit.detection import Rejector, threshold_for
 from robustkit.export import export
 from robustkit.heads import GaussianMixture
+from robustkit.opening import load_parts, make_world
 from robustkit.prediction import Predicted, Unreadable, find_pictures, held_out_threshold, predict
-from robustkit.runs import load_parts, make_world, run
+from robustkit.runs import run
 from robustkit.testing import tiny_recipe
 
 CLASSES = [str(number) for number in range(4)]

@@ -26,6 +26,7 @@ from robustkit.core.recipe import Recipe
 from robustkit.core.spec import setting, spec
 from robustkit.core.world import World
 from robustkit.datasets import Digits
+from robustkit.display import Silent
 from robustkit.evaluation import CW, PGD_20, PGD_50_10, AutoAttack, Clean, Finding
 from robustkit.evaluation.preflight import CHECKS, costs, lines, passes_of, preflight, preflight_run, refuse, span
 from robustkit.evaluation.preflight.images import epsilon
@@ -615,7 +616,7 @@ def test_models_are_left_as_found(known: tuple[nn.Module, Tensor, Tensor]) -> No
 def test_a_run_is_the_same_with_and_without(recipe: Recipe, tmp_path: Path) -> None:
     said: list[str] = []
 
-    class Ear(runs.Silent):
+    class Ear(Silent):
         def say(self, text: str) -> None:
             said.append(text)
 

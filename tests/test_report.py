@@ -26,6 +26,7 @@ from robustkit.cli import report
 from robustkit.cli.main import main
 from robustkit.cli.options import Parser
 from robustkit.datasets import Digits, Synthetic
+from robustkit.display import Silent
 from robustkit.epsilons import ECAS
 from robustkit.evaluation import PGD_20, Attacked, Clean, Detection, MinimumNorm, fixed_part, wilson
 from robustkit.evaluation.evaluate import News
@@ -34,7 +35,6 @@ from robustkit.losses import Align, CrossEntropy
 from robustkit.reporting.paper import FIGURES, budgets, features, iterations, make, strength
 from robustkit.reporting.paper.finished import FinishedRun, Judged, open_runs
 from robustkit.reporting.paper.inverse import STEPS
-from robustkit.runs import Silent
 from robustkit.schedules import Constant
 from robustkit.targets import Momentum, Universal
 from robustkit.threats import L2, Linf

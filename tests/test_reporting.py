@@ -20,16 +20,18 @@ from robustkit.attacks import PGD
 from robustkit.core.batch import Progress
 from robustkit.core.parts import Parts, Totals
 from robustkit.datasets import Synthetic
+from robustkit.display import Silent
 from robustkit.epsilons import ECAS
 from robustkit.evaluation import Attacked, Clean
 from robustkit.evaluation.evaluate import News
 from robustkit.losses import Align, CrossEntropy
+from robustkit.opening import load_parts, make_world
 from robustkit.reporting import formats
 from robustkit.reporting.composition import phases, rows
 from robustkit.reporting.figures import draw, radii
 from robustkit.reporting.tables import columns, print_results
 from robustkit.reporting.terminal import Bar, TerminalDisplay, run_display
-from robustkit.runs import Outcome, Silent, load_parts, make_world, run
+from robustkit.runs import Outcome, run
 from robustkit.schedules import Constant
 from robustkit.targets import Momentum, Universal
 from robustkit.threats import L2, Linf

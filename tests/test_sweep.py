@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 from robustkit import compare, load_recipe, override, run
 from robustkit.cli.main import main
+from robustkit.display import Silent
 from robustkit.lock import locked
-from robustkit.runs import Silent
 from robustkit.sweep import Search, Sweep, Trial, make_sweep, open_sweep, with_sweeps, work, workers
 from robustkit.sweep.axes import Axis, axes_of, is_word, values_of
 

@@ -27,7 +27,8 @@ from robustkit.evaluation import PGD_20, Attacked, Clean, Transfer, evaluate, ld
 from robustkit.heads import Linear
 from robustkit.losses import Helper, Untrained
 from robustkit.published import load
-from robustkit.runs import evaluate_run, smoke
+from robustkit.runs import evaluate_run
+from robustkit.smoke import smoke
 from robustkit.testing import tiny_recipe
 from robustkit.threats import L2, Linf
 

@@ -19,11 +19,12 @@ from robustkit.core.recipe import Recipe, Validation, load_recipe, load_recipes
 from robustkit.datasets import Cifar10, Cifar100, WithSynthetic
 from robustkit.losses import Align, Hat, Trades
 from robustkit.objectives import KL, InverseObjective, Margin
+from robustkit.opening import load_parts, make_world
 from robustkit.optimizers import SGD
 from robustkit.published import load
 from robustkit.reporting.comparison import Item
 from robustkit.reporting.published import beside, match
-from robustkit.runs import load_parts, make_world, run
+from robustkit.runs import run
 from robustkit.schedules import Cosine, OneCycle
 from robustkit.targets import Momentum, OneOff, Universal
 from robustkit.testing import tiny_recipe

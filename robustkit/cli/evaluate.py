@@ -67,6 +67,7 @@ def execute(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from robustkit import runs
     from robustkit.folder import read_results
+    from robustkit.judging import CHECKPOINTS
 
     folder, checkpoint = run_of(arguments.target, arguments.checkpoint)
     if arguments.words:
@@ -76,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments,
         lambda display: runs.evaluate_run(
             folder,
-            checkpoints=runs.CHECKPOINTS if checkpoint is None else (checkpoint,),
+            checkpoints=CHECKPOINTS if checkpoint is None else (checkpoint,),
             suite=arguments.suite,
             keys=_keys(arguments),
             limit=arguments.limit,

@@ -15,7 +15,8 @@ from robustkit.cli.options import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_TIME
 from robustkit.core.errors import UserError, visible
 
 if TYPE_CHECKING:
-    from robustkit.runs import Outcome, RunDisplay
+    from robustkit.display import RunDisplay
+    from robustkit.runs import Outcome
 
 STOPS = {
     "": ("", 0),

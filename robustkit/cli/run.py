@@ -74,10 +74,11 @@ def _smoke(arguments: argparse.Namespace, overrides: tuple[str, ...]) -> int:
     from robustkit import runs
     from robustkit.core.override import override
     from robustkit.core.recipe import load_recipe
+    from robustkit.smoke import smoke
 
     if arguments.out is None and os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("several processes need one folder", place="--smoke", remedy="give --out DIR")
-    recipe = runs.smoke(override(load_recipe(arguments.recipe), overrides))
+    recipe = smoke(override(load_recipe(arguments.recipe), overrides))
     with tempfile.TemporaryDirectory(prefix="robustkit-smoke-") as temporary:
         outcome = watched(
             arguments,

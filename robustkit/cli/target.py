@@ -64,7 +64,7 @@ def load_target(target: str, words: list[str], *, device: str | None = None, che
 
 
 def _of_run(target: str, words: list[str], device: str | None, checkpoint: str | None) -> Target:
-    from robustkit.runs import load_parts, make_world, recipe_of, restore
+    from robustkit.opening import load_parts, make_world, recipe_of, restore
 
     if words:
         raise UserError(f"a run brings its own data and threat model, not {words[0]!r}", place=target)

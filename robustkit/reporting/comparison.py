@@ -15,9 +15,9 @@ from robustkit.core.strategy import Measure, ThreatModel
 from robustkit.evaluation import Clean, statistics
 from robustkit.evaluation.statistics import LEVEL, Interval, Spread
 from robustkit.folder import read_outcomes, read_results
+from robustkit.opening import recipe_of
 from robustkit.reporting import consoles, formats
 from robustkit.reporting.tables import columns, plain_table, position, print_results
-from robustkit.runs import recipe_of
 from robustkit.sweep import with_sweeps
 
 ABSENT = "-"

@@ -20,10 +20,11 @@ from urllib.parse import quote
 from robustkit.core.errors import UserError, visible
 
 if TYPE_CHECKING:
+    from robustkit.display import RunDisplay
     from robustkit.evaluation.audit import Watch as AuditWatch
     from robustkit.evaluation.evaluate import Watch
     from robustkit.reporting.terminal import Bar
-    from robustkit.runs import Outcome, RunDisplay
+    from robustkit.runs import Outcome
 
 EVERY = 0.5
 """Seconds between two states of a bar: each travels to the browser, and a kernel may be far from it."""
@@ -40,7 +41,7 @@ def in_notebook() -> bool:
 
 def watcher() -> RunDisplay:
     """Who watches where nobody was named: in a notebook the cell, else nobody. Here that is decided, for all calls."""
-    from robustkit.runs import Silent
+    from robustkit.display import Silent
 
     if not in_notebook():
         return Silent()

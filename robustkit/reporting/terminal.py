@@ -25,9 +25,9 @@ from robustkit.core.overfitting import WINDOW
 from robustkit.core.parts import Parts, Totals
 from robustkit.core.recipe import Recipe
 from robustkit.core.spec import digest
+from robustkit.display import RunDisplay, Silent
 from robustkit.evaluation.evaluate import News
 from robustkit.reporting import consoles, formats
-from robustkit.runs import RunDisplay, Silent
 
 if TYPE_CHECKING:
     from robustkit.reporting.notebook import Cell

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from robustkit.core.batch import Progress
 from robustkit.core.parts import Parts, Totals
 from robustkit.core.recipe import Recipe
-from robustkit.runs import RunDisplay
+from robustkit.display import RunDisplay
 
 if TYPE_CHECKING:
     from robustkit.evaluation.evaluate import News

@@ -22,9 +22,9 @@ from robustkit.core.reading import read_object
 from robustkit.core.recipe import Recipe
 from robustkit.core.registry import hint
 from robustkit.core.spec import flatten, to_json
+from robustkit.display import RunDisplay, Silent
 from robustkit.folder import read_metrics, read_results
 from robustkit.reporting.together import Together
-from robustkit.runs import RunDisplay, Silent
 
 PROJECT = "robustkit"
 STATE = "trackers.json"

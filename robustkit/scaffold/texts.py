@@ -122,7 +122,8 @@ from pathlib import Path
 
 from robustkit import load_recipe
 from robustkit.core.registry import entries
-from robustkit.runs import run, smoke
+from robustkit.runs import run
+from robustkit.smoke import smoke
 from robustkit.testing import check
 from robustkit_new_strategy import NewStrategy
 

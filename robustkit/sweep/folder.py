@@ -21,7 +21,7 @@ from robustkit.core.reading import parse_json, read_json
 from robustkit.core.recipe import Recipe, load_recipe, save_recipe, split_address
 from robustkit.core.spec import digest, evolve
 from robustkit.folder import stem_of
-from robustkit.runs import recipe_of
+from robustkit.opening import recipe_of
 from robustkit.sweep.axes import Axis, axes_of, combinations, folder_name, values_of
 
 PLAN = "sweep.json"

@@ -18,7 +18,7 @@ from robustkit.core.override import override
 from robustkit.core.recipe import Recipe
 from robustkit.core.rng import derive
 from robustkit.core.spec import flatten, to_json
-from robustkit.runs import Silent
+from robustkit.display import Silent
 from robustkit.sweep.axes import Axis, combinations, folder_name, values_of
 from robustkit.sweep.folder import Search, Sweep, Trial, checked, free_name, held_out
 

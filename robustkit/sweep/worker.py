@@ -11,10 +11,11 @@ import attrs
 
 from robustkit.core.errors import UserError
 from robustkit.core.override import override
+from robustkit.display import RunDisplay, Silent
 from robustkit.limits import Limits
 from robustkit.lock import InUseError, holder
 from robustkit.reporting.together import Together
-from robustkit.runs import RunDisplay, Silent, evaluate_run, resume, run
+from robustkit.runs import evaluate_run, resume, run
 from robustkit.sweep.folder import Sweep, Trial
 
 LOOK_EVERY = 3.0

@@ -35,9 +35,9 @@ from robustkit.bench import bench
 from robustkit.cli.options import seconds as seconds_in
 from robustkit.core.device import device_of
 from robustkit.core.loop import train_step
+from robustkit.opening import load_parts, make_world
 from robustkit.reporting import consoles
 from robustkit.reporting.tables import plain_table
-from robustkit.runs import load_parts, make_world
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 EPOCH_STEPS = 391

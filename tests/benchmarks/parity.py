@@ -42,10 +42,10 @@ from robustkit.engine import Predictor
 from robustkit.evaluation import PGD_20, AutoAttack, Clean
 from robustkit.folder import read_results
 from robustkit.losses import CrossEntropy
+from robustkit.opening import load_parts, make_world, recipe_of, restore
 from robustkit.optimizers import SGD
 from robustkit.reporting import consoles
 from robustkit.reporting.comparison import load_item, print_comparison, to_data
-from robustkit.runs import load_parts, make_world, recipe_of, restore
 from robustkit.schedules import OneCycle
 from robustkit.threats import Linf
 

@@ -54,9 +54,9 @@ from robustkit.core.parts import Parts
 from robustkit.core.strategy import Record
 from robustkit.datasets import Synthetic
 from robustkit.engine.memory import keeping_memory
+from robustkit.opening import load_parts, make_world
 from robustkit.reporting import consoles
 from robustkit.reporting.tables import plain_table
-from robustkit.runs import load_parts, make_world
 from robustkit.schedules import Constant
 
 EPSILON, STEP_SIZE = 8 / 255, 2 / 255

@@ -50,11 +50,12 @@ from robustkit.data import Ahead, Images, InMemory, Stored, make_batch
 from robustkit.data.augment import Augmentation, augment
 from robustkit.datasets import Synthetic, WithSynthetic
 from robustkit.datasets.npz import read_npz
+from robustkit.display import Silent
 from robustkit.losses import Align, CrossEntropy
+from robustkit.opening import load_parts, make_world
 from robustkit.optimizers import SGD
 from robustkit.reporting import consoles
 from robustkit.reporting.tables import plain_table
-from robustkit.runs import Silent, load_parts, make_world
 from robustkit.schedules import Constant
 from robustkit.targets import Momentum, Universal
 from robustkit.threats import Linf

@@ -23,9 +23,9 @@ from robustkit.core.override import override
 from robustkit.core.parts import Parts
 from robustkit.core.recipe import load_recipe
 from robustkit.engine.memory import keeping_memory
+from robustkit.opening import load_parts, make_world
 from robustkit.reporting import consoles
 from robustkit.reporting.tables import plain_table
-from robustkit.runs import load_parts, make_world
 
 WARM_UP = 2
 

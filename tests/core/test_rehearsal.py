@@ -17,8 +17,8 @@ from robustkit.core.strategy import Scene
 from robustkit.epsilons import Fixed
 from robustkit.losses import LBGAT, Align, CrossEntropy, Mixed, Trades
 from robustkit.objectives import KL
+from robustkit.opening import load_parts, make_world
 from robustkit.optimizers import SGD
-from robustkit.runs import load_parts, make_world
 from robustkit.targets import Momentum, Natural, Universal
 from robustkit.testing import tiny_recipe
 from robustkit.weights import AWP

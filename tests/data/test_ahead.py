@@ -25,7 +25,7 @@ from robustkit.core.errors import DataError
 from robustkit.core.recipe import Recipe, save_recipe
 from robustkit.data import Ahead, InMemory, make_batch
 from robustkit.datasets import ImageFolder, Synthetic, WithSynthetic, image_folder, with_synthetic
-from robustkit.runs import load_parts, make_world
+from robustkit.opening import load_parts, make_world
 from robustkit.testing import tiny_recipe
 
 

@@ -28,7 +28,7 @@ from robustkit.data import Data, InMemory, Joined, Stored
 from robustkit.data.images import resident
 from robustkit.datasets import Cifar10, Synthetic, WithSynthetic, npz
 from robustkit.datasets.npz import read_npz
-from robustkit.runs import load_parts, make_world
+from robustkit.opening import load_parts, make_world
 from robustkit.targets import Momentum, Universal
 from robustkit.testing import tiny_recipe
 

@@ -37,7 +37,7 @@ import attrs
 import torch
 
 import robustkit.reporting.figures
-from robustkit import evolve, limits, runs
+from robustkit import evolve, judging, limits, runs
 from robustkit.attacks import LDAT, PGD, Grouped
 from robustkit.cli.main import main as robustkit_command
 from robustkit.core import checkpoint, loop
@@ -197,9 +197,9 @@ def child(words: list[str], counting: Counting, log: Path, save_every: float) ->
         (checkpoint, "_remain", "renaming"),
         (checkpoint, "replace", "renaming"),
         (checkpoint, "append_line", "metrics"),
-        (runs, "judge", "evaluation"),
+        (judging, "judge", "evaluation"),
         (ledger.Ledger, "write", "ledger"),
-        (runs.Verdict, "save", "results"),
+        (judging.Verdict, "save", "results"),
         (robustkit.reporting.figures, "draw", "figures"),
     ):
         counting.mark(owner, name, phase)

@@ -15,17 +15,18 @@ from typing import Any
 import pytest
 import torch
 
-from robustkit import load, resume, run, runs
+from robustkit import judging, load, resume, run, runs
 from robustkit.attacks import PGD, Grouped
 from robustkit.cli import main as cli
 from robustkit.core import checkpoint
 from robustkit.core.errors import CheckpointError, DamagedError, UserError
 from robustkit.core.recipe import Recipe, Suite, save_recipe
+from robustkit.display import Silent
 from robustkit.epsilons import Curriculum
 from robustkit.evaluation import Attacked, Clean
 from robustkit.limits import Limits
 from robustkit.optimizers import SGD
-from robustkit.runs import Silent, evaluate_run
+from robustkit.runs import evaluate_run
 from robustkit.testing import tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -360,7 +361,7 @@ def test_killed_between_outcomes_and_results(broken: Path, whole: Path, monkeypa
             raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(runs, name, end)
+            patch.setattr(judging, name, end)
             with pytest.raises(Killed):
                 resume(broken, device="cpu")
     resume(broken, device="cpu")
@@ -372,7 +373,7 @@ def test_a_ledger_with_strange_bytes(broken: Path, whole: Path, monkeypatch: pyt
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_outcomes", end)
+        patch.setattr(judging, "write_outcomes", end)
         with pytest.raises(Killed):
             resume(broken, device="cpu")
     (ledger,) = (broken / "evaluation").glob("*.jsonl")

@@ -25,8 +25,9 @@ from robustkit.core.errors import DataError, StorageError
 from robustkit.core.recipe import Suite
 from robustkit.datasets import image_folder
 from robustkit.datasets.image_folder import ImageFolder
+from robustkit.display import Silent
 from robustkit.evaluation import Attacked, Clean
-from robustkit.runs import Silent, evaluate_run
+from robustkit.runs import evaluate_run
 from robustkit.testing import tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("no_figures")

@@ -29,8 +29,9 @@ from robustkit.evaluation.ledger import Ledger
 from robustkit.export import export
 from robustkit.folder import noted, read_metrics, read_outcomes, read_results
 from robustkit.helper import Helper
+from robustkit.opening import load_parts, make_world, recipe_of, restore
 from robustkit.reporting.curves import stored
-from robustkit.runs import load_parts, make_world, recipe_of, restore, resume
+from robustkit.runs import resume
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "recipe": ("recipe.json", load_recipe),

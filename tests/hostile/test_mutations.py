@@ -24,8 +24,8 @@ from robustkit.core.recipe import load_recipe
 from robustkit.core.spec import digest
 from robustkit.datasets.npz import read_npz
 from robustkit.folder import read_results
+from robustkit.opening import load_parts, make_world, recipe_of, restore
 from robustkit.reporting.tables import columns, print_results
-from robustkit.runs import load_parts, make_world, recipe_of, restore
 
 COUNTS = [pytest.param(500, id="500"), pytest.param(10_000, id="10000", marks=pytest.mark.slow)]
 

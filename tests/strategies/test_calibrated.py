@@ -29,7 +29,8 @@ from robustkit.epsilons import Curriculum
 from robustkit.evaluation import Clean
 from robustkit.heads import Linear
 from robustkit.losses import Helper, Untrained
-from robustkit.runs import evaluate_run, smoke
+from robustkit.runs import evaluate_run
+from robustkit.smoke import smoke
 from robustkit.testing import tiny_recipe
 from robustkit.threats import L2, Linf
 

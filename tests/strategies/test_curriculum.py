@@ -17,7 +17,7 @@ from tiny import LinearModel, Plain, assert_same, batch, images, labels, scene, 
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustkit import Recipe, UserError, evolve, override, resume, run, runs
+from robustkit import Recipe, UserError, evolve, judging, override, resume, run
 from robustkit.attacks import PGD, RSFGSM, Grouped
 from robustkit.core import checkpoint
 from robustkit.core.batch import Budget, Mode, Output, Part, Passes
@@ -25,13 +25,14 @@ from robustkit.core.loop import step_passes, train_step
 from robustkit.core.recipe import Validation
 from robustkit.core.rng import Generator, whole
 from robustkit.core.spec import from_json, to_json
+from robustkit.display import Silent
 from robustkit.engine import count_passes
 from robustkit.epsilons import Curriculum, Fixed
 from robustkit.epsilons.curriculum import Stages
 from robustkit.losses import LBGAT
 from robustkit.objectives import KL
 from robustkit.optimizers import SGD
-from robustkit.runs import Silent, evaluate_run
+from robustkit.runs import evaluate_run
 from robustkit.testing import tiny_recipe
 from robustkit.threats import L2, Linf
 from robustkit.weights import AWP
@@ -618,6 +619,6 @@ def test_best_and_last_are_told_apart_after_a_rewind(tmp_path: Path, monkeypatch
     assert all(equal(last[key], kept[key]) for key in last if key.startswith("model."))
     assert any(not equal(last[key], chosen[key]) for key in last if key.startswith("model."))
     judged: list[str] = []
-    monkeypatch.setattr(runs, "judge", lambda parts, name, *arguments: judged.append(name) or "")
+    monkeypatch.setattr(judging, "judge", lambda parts, name, *arguments: judged.append(name) or "")
     evaluate_run(folder, device="cpu")
     assert judged == ["last", "best"]

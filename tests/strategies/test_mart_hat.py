@@ -28,13 +28,15 @@ from robustkit.core.spec import from_json, to_json
 from robustkit.core.strategy import build
 from robustkit.core.world import World
 from robustkit.datasets import Synthetic
+from robustkit.display import Silent
 from robustkit.engine import count_passes
 from robustkit.evaluation import Clean
 from robustkit.heads import GaussianMixture, Linear
 from robustkit.losses import Hat, Helper, Mart, Trades, Untrained
 from robustkit.objectives import KL
-from robustkit.runs import Outcome, Silent, evaluate_run, smoke
+from robustkit.runs import Outcome, evaluate_run
 from robustkit.schedules import Constant
+from robustkit.smoke import smoke
 from robustkit.targets import Inverse
 from robustkit.testing import check, tiny_recipe
 from robustkit.weights import AWP

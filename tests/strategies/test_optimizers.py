@@ -7,8 +7,8 @@ from torch import nn
 
 from robustkit.core.errors import SpecError
 from robustkit.core.loop import train_step
+from robustkit.opening import load_parts, make_world
 from robustkit.optimizers import SGD
-from robustkit.runs import load_parts, make_world
 from robustkit.testing import tiny_recipe
 
 

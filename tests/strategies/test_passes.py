@@ -20,8 +20,8 @@ from robustkit.epsilons import ECAS, Curriculum, Cyclic
 from robustkit.heads import GaussianMixture, Linear
 from robustkit.losses import ALP, LBGAT, Align, CrossEntropy, GradAlign, Mixed, Trades, Untrained
 from robustkit.objectives import KL, InverseObjective
+from robustkit.opening import load_parts, make_world
 from robustkit.optimizers import SGD
-from robustkit.runs import load_parts, make_world
 from robustkit.schedules import Constant, OneCycle
 from robustkit.targets import Inverse, Momentum, Natural, OneOff, Universal
 from robustkit.threats import Linf

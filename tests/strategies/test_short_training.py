@@ -20,8 +20,8 @@ from robustkit.datasets import Digits
 from robustkit.engine import Predictor
 from robustkit.losses import Align, CrossEntropy
 from robustkit.objectives import InverseObjective
+from robustkit.opening import load_parts, make_world
 from robustkit.optimizers import SGD
-from robustkit.runs import load_parts, make_world
 from robustkit.schedules import OneCycle
 from robustkit.targets import Inverse, Universal
 from robustkit.threats import Linf

@@ -26,8 +26,9 @@ from robustkit.core.recipe import save_recipe
 from robustkit.datasets import Digits
 from robustkit.evaluation import Clean
 from robustkit.export import export
+from robustkit.opening import load_parts, make_world
 from robustkit.reporting.terminal import TerminalDisplay
-from robustkit.runs import evaluate_run, load_parts, make_world
+from robustkit.runs import evaluate_run
 from robustkit.testing import tiny_recipe
 from robustkit.threats import Linf
 

@@ -32,10 +32,10 @@ from robustkit.core.strategy import Predict, Scene, ThreatModel
 from robustkit.datasets import Synthetic
 from robustkit.evaluation import Clean
 from robustkit.losses import Align, CrossEntropy
+from robustkit.opening import load_parts, make_world
 from robustkit.optimizers import SGD
 from robustkit.reporting.terminal import TerminalDisplay
 from robustkit.revisit import revisit
-from robustkit.runs import load_parts, make_world
 from robustkit.targets import Momentum, Universal
 from robustkit.testing import tiny_recipe
 from robustkit.weights import AWP, Exponential

@@ -22,10 +22,11 @@ from robustkit.core.errors import UserError
 from robustkit.core.loop import Failure
 from robustkit.core.recipe import Suite, save_recipe
 from robustkit.core.world import World
+from robustkit.display import Silent
 from robustkit.evaluation import Attacked, Clean
 from robustkit.folder import new_folder
 from robustkit.lock import InUseError, holder, locked, locked_by_first
-from robustkit.runs import Silent, evaluate_run
+from robustkit.runs import evaluate_run
 from robustkit.testing import tiny_recipe
 
 RECIPE = tiny_recipe(evaluation=(Suite(measures=(Clean(), Attacked(key="pgd-3", steps=3))),))

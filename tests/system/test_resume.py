@@ -25,12 +25,13 @@ from robustkit.core import checkpoint
 from robustkit.core.recipe import Recipe, Validation, save_recipe
 from robustkit.core.registry import registry
 from robustkit.datasets import Digits, Synthetic
+from robustkit.display import Silent
 from robustkit.epsilons import ECAS
 from robustkit.heads import GaussianMixture
 from robustkit.losses import Align, Mixed
 from robustkit.objectives import KL
 from robustkit.optimizers import SGD
-from robustkit.runs import Silent, evaluate_run
+from robustkit.runs import evaluate_run
 from robustkit.schedules import OneCycle
 from robustkit.targets import Inverse, Momentum, OneOff, Universal
 from robustkit.testing import tiny_recipe

@@ -30,9 +30,9 @@ from robustkit.core.strategy import Scene
 from robustkit.engine import Predictor, count_passes
 from robustkit.losses import Align, CrossEntropy, Trades
 from robustkit.objectives import KL
+from robustkit.opening import load_parts, make_world
 from robustkit.optimizers import SGD
 from robustkit.reporting.composition import phases
-from robustkit.runs import load_parts, make_world
 from robustkit.schedules import MultiStep
 from robustkit.targets import Natural, Universal
 from robustkit.testing import check, tiny_recipe

@@ -16,7 +16,8 @@ from robustkit_mnist import FashionMnist, Kmnist, Mnist
 from robustkit import UserError, evolve, load_recipe, override, registry
 from robustkit.core.errors import DataError
 from robustkit.core.spec import digest, from_json, to_json
-from robustkit.runs import run, smoke
+from robustkit.runs import run
+from robustkit.smoke import smoke
 from robustkit.testing import check, tiny_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.py"))

@@ -21,7 +21,9 @@ from robustkit.core.rng import Generator, whole
 from robustkit.core.spec import from_json, to_json
 from robustkit.engine import Predictor, count_passes
 from robustkit.heads import Linear
-from robustkit.runs import load_parts, make_world, run, smoke
+from robustkit.opening import load_parts, make_world
+from robustkit.runs import run
+from robustkit.smoke import smoke
 from robustkit.testing import check, tiny_recipe
 from robustkit.threats import L2, Linf
 

@@ -19,6 +19,7 @@ from robustkit.core.spec import digest, to_json
 from robustkit.core.strategy import Measure, Subject, ThreatModel
 from robustkit.core.world import World
 from robustkit.data.images import Data
+from robustkit.display import RunDisplay, Silent
 from robustkit.evaluation.clean import Clean
 from robustkit.evaluation.evaluate import judge_slices, ledger_of, opened, rows_of
 from robustkit.evaluation.ledger import Ledger
@@ -26,10 +27,10 @@ from robustkit.evaluation.sources import OwnImages
 from robustkit.folder import read_metrics, read_results
 from robustkit.loading import Classifier, load
 from robustkit.lock import locked
+from robustkit.opening import make_world, recipe_of
 from robustkit.reporting.comparison import short_names
 from robustkit.reporting.curves import stored
 from robustkit.reporting.paper.panels import radius_in_words
-from robustkit.runs import RunDisplay, Silent, make_world, recipe_of
 
 SEED = 0
 """Of everything that is random: the one of `robustkit eval`."""

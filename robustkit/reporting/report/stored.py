@@ -12,6 +12,8 @@ from robustkit.core import checkpoint
 from robustkit.core.errors import CheckpointError, UserError
 from robustkit.core.reading import parse_json
 from robustkit.core.recipe import Recipe, result_key
+from robustkit.judging import CHECKPOINTS
+from robustkit.opening import recipe_of
 from robustkit.reporting.comparison import Item, short_names
 from robustkit.reporting.report.shapes import (
     Each,
@@ -26,7 +28,6 @@ from robustkit.reporting.report.shapes import (
     share,
     text,
 )
-from robustkit.runs import CHECKPOINTS, recipe_of
 
 T = TypeVar("T")
 
