@@ -15,14 +15,17 @@ from typing import Any
 import pytest
 import torch
 from robustkit_las_at import LASAT
+from robustkit_las_at.schedule import Learner
 from torch import Tensor
 
 from robustkit import digest, evolve, resume, run
 from robustkit.attacks import PGD
 from robustkit.cli.main import main
 from robustkit.core import checkpoint
+from robustkit.core.batch import Budget
 from robustkit.core.recipe import Recipe, load_recipes, save_recipe
 from robustkit.core.spec import from_json, to_json
+from robustkit.core.strategy import Scene
 from robustkit.heads import Linear
 from robustkit.losses import CrossEntropy, Trades
 from robustkit.objectives import KL
@@ -69,6 +72,29 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     stub = ModuleType("robustkit.reporting.figures")
     stub.draw = lambda *arguments, **options: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "robustkit.reporting.figures", stub)
+
+
+def test_each_epoch_reports_its_mean_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[float]] = []
+    plain = Learner.reward
+
+    def reward(self: Learner, scene: Scene, budget: Budget) -> Tensor:
+        found = plain(self, scene, budget)
+        seen.append(found.tolist())
+        return found
+
+    monkeypatch.setattr(Learner, "reward", reward)
+    run(METHODS["pgd-at"], out=tmp_path / "run", device="cpu", max_steps=6)
+    resume(tmp_path / "run", device="cpu")
+    reports = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = [report["rewards"] for report in reports]
+    steps = reports[0]["step"]
+    learnt = [[step // steps for step in range(4 * steps) if step % 3 == 0].count(epoch) for epoch in range(4)]
+    for mean, count in zip(found, learnt, strict=True):
+        three = torch.tensor(seen[:count]).mean(dim=0)
+        del seen[:count]
+        assert list(mean.values()) == pytest.approx(three.tolist(), rel=1e-5) and list(mean) == ["R1", "R2", "R3"]
+    assert not seen
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:

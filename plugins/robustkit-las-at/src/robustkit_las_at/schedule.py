@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,11 +129,14 @@ class LASAT:
 
 
 class Learner(nn.Module):
-    """State: the policy, its velocity where it has momentum, and the rewards (3,) that it learnt from last."""
+    """State: the policy, its velocity where it has momentum, the rewards (3,) that it learnt from last, and the epoch's
+    sums of them and of their number (4,).
+    """
 
     trains_itself = True
     velocity: Tensor
     rewards: Tensor
+    earned: Tensor
 
     def __init__(self, spec: LASAT, world: World) -> None:
         super().__init__()
@@ -146,6 +149,7 @@ class Learner(nn.Module):
         if spec.momentum:
             self.register_buffer("velocity", torch.zeros(sum(p.numel() for p in self.policy.parameters())))
         self.register_buffer("rewards", torch.zeros(3))
+        self.register_buffer("earned", torch.zeros(4))
 
     def forward(self, scene: Scene) -> Budget:
         if self.spec.learns(scene.progress):
@@ -170,7 +174,15 @@ class Learner(nn.Module):
         with torch.enable_grad():
             budget, log_probability = self.choose(scene, "las-at learning")
         self.rewards.copy_(self.reward(scene, budget))
+        self.earned += torch.cat([self.rewards, self.rewards.new_ones(1)])
         self.reinforce(scene, log_probability, self.rewards.sum())
+
+    def after_epoch(self, report: dict[str, Any]) -> None:
+        """Adds the epoch's mean rewards, under the paper's names, to its report."""
+        *sums, count = self.earned.tolist()
+        self.earned.zero_()
+        if count:
+            report["rewards"] = {f"R{number}": total / count for number, total in enumerate(sums, start=1)}
 
     @torch.no_grad()
     def reward(self, scene: Scene, budget: Budget) -> Tensor:
