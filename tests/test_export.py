@@ -30,7 +30,8 @@ from robustkit.datasets import Cifar10, Digits, ImageFolder, Synthetic
 from robustkit.datasets.cifar import CIFAR10_CLASSES
 from robustkit.engine import Predictor
 from robustkit.evaluation import AutoAttack, Clean
-from robustkit.export import FILL_IN, export
+from robustkit.export import export
+from robustkit.export.robustbench import FILL_IN
 from robustkit.folder import read_outcomes
 from robustkit.heads import GaussianMixture
 from robustkit.loading import load
