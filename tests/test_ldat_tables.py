@@ -169,7 +169,8 @@ def test_the_small_family_has_one_budget() -> None:
         back = evolve(recipe, head=Linear(), attack=None, loss=CrossEntropy(), evaluation=natural.evaluation)
         assert back == natural
         keys = {result_key(suite, measure) for suite, measure in recipe.measures()}
-        assert keys == {"clean", "pgd-20", "pgd-40", "cw", "autoattack"}
+        asked = {"clean", "pgd-40", "fab", "autoattack"}
+        assert keys == asked | {"pgd-20", "cw", "apgd-dlr", "l2/pgd-40", "l2/apgd-dlr"}
     assert recipes["lbgat"].loss.teacher == natural.model
     heads = {name: recipe.head for name, recipe in recipes.items()}
     down = GaussianMixture(likelihood_schedule="down")

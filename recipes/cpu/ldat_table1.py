@@ -7,6 +7,8 @@ Changed:    the schedule is that of recipes/cpu/uiat_table1.py, for all: 10,000 
 Cost:       forward-units a step below, 75 steps an epoch
 Published:  nothing at this size
 Measured:   not yet
+Judged:     in L-infinity as the table, but for DeepFool, which needs foolbox, on 1,000 images, and by AutoAttack on
+            256; in L2 by the two attacks that stand oddly to each other there (docs/methods/ldat.md)
 Note:       `ldat-up` lets the likelihood's weight grow from 0 to 1, `ldat-down` fall from 1 to 0; `ldat-unit` is
             `ldat-up` with the attack of the paper's Algorithm 1 in place of Adam's steps
 
@@ -25,12 +27,16 @@ from uiat_table1 import kl, natural, pgd_at
 from robustkit import Model, Suite, evolve
 from robustkit.attacks import LDAT, Within
 from robustkit.evaluation import CW, PGD_20, PGD_40, AutoAttack, Clean
+from robustkit.evaluation.suites import APGD_DLR, FAB
 from robustkit.heads import GaussianMixture
 from robustkit.losses import ALP, LBGAT, Mixed, Trades
 from robustkit.threats import L2
 
-suite = Suite(measures=(Clean(images=1000), PGD_20, PGD_40, CW, AutoAttack(images=256)), images=1000)
-natural, pgd_at = (evolve(recipe, evaluation=(suite,)) for recipe in (natural, pgd_at))
+suites = (
+    Suite(images=1000, measures=(Clean(), PGD_20, PGD_40, CW, APGD_DLR, FAB, AutoAttack(images=256))),
+    Suite(images=1000, name="l2", threat=L2(epsilon=0.5), measures=(PGD_40, APGD_DLR)),
+)
+natural, pgd_at = (evolve(recipe, evaluation=suites) for recipe in (natural, pgd_at))
 head = GaussianMixture(margin=0.1, likelihood=1.0, likelihood_schedule="up")
 ldat = evolve(natural, head=head, attack=Within(threat=L2(epsilon=1.5), inner=LDAT(steps=10)), loss=Mixed(beta=0.5))
 recipes = {
