@@ -73,13 +73,14 @@ def measure_checkpoints(
         if name == "best" and "epoch" not in parts.best:
             continue  # without validation images there is none
         if name == "best" and same and "last" in checkpoints:
-            verdict.same("best", "last")
             continue
         if name != "last":
             restore(parts, path, weights_only=True)
         stopped = judge(attrs.evolve(parts, recipe=wanted), name, verdict, again, exact, limits, display)
         if stopped:
             return stopped
+    if same and "last" in checkpoints and ("best" in checkpoints or "best" in verdict.results):
+        verdict.same("best", "last")
     return ""
 
 

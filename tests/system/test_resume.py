@@ -19,7 +19,7 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
-from robustkit import Model, UserError, evolve, load_recipe, resume, run
+from robustkit import Model, Suite, UserError, evolve, load_recipe, resume, run
 from robustkit.attacks import PGD
 from robustkit.core import checkpoint
 from robustkit.core.recipe import Recipe, Validation, save_recipe
@@ -27,6 +27,7 @@ from robustkit.core.registry import registry
 from robustkit.datasets import Digits, Synthetic
 from robustkit.display import Silent
 from robustkit.epsilons import ECAS
+from robustkit.evaluation import Attacked, Clean
 from robustkit.heads import GaussianMixture
 from robustkit.losses import Align, Mixed
 from robustkit.objectives import KL
@@ -260,6 +261,15 @@ def test_control(tmp_path: Path) -> None:
     assert resume(tmp_path / "parts", device="cpu").stopped == ""
     assert_equal(tmp_path / "whole", tmp_path / "parts")
     assert_equal(tmp_path / "whole" / "control", tmp_path / "parts" / "control")
+
+
+def test_what_is_added_to_the_last_checkpoint_is_the_best_one_s_where_they_are_the_same(tmp_path: Path) -> None:
+    one, more = Suite(measures=(Clean(),)), Suite(measures=(Clean(), Attacked(key="pgd-2", steps=2)))
+    recipe = tiny_recipe(epochs=1, evaluation=(one,))  # one epoch: the best one is the last one
+    found = run(recipe, out=tmp_path / "run", device="cpu").results
+    assert found["last"] == found["best"] and found["last"].keys() == {"clean"}
+    found = evaluate_run(tmp_path / "run", suite=more, checkpoints=("last",), device="cpu").results
+    assert found["last"] == found["best"] and found["last"].keys() == {"clean", "pgd-2"}
 
 
 class Interrupting(Silent):
