@@ -88,7 +88,7 @@ def bench(
 
 def _bench(recipe: Recipe, device: str | None, windows: int, steps: int, plain: bool, tell: Watch) -> Bench:
     world = make_world(recipe, device)
-    ours = load_parts(recipe, world)
+    ours = _still(load_parts(recipe, world))
     steps = -(-steps // recipe.interval) * recipe.interval  # what not every step does, in its due share
     usual = _plain_parts(recipe, ours) if plain else None
     order = ours.order(0)
@@ -140,10 +140,17 @@ def _bench(recipe: Recipe, device: str | None, windows: int, steps: int, plain: 
     )
 
 
+def _still(parts: Parts) -> Parts:
+    """With rates of zero: every window measures the same network, and none of them can diverge."""
+    for group in parts.optimizer.param_groups:
+        group["lr_scale"] = 0.0
+    return parts
+
+
 def _plain_parts(recipe: Recipe, ours: Parts) -> Parts:
     """The same run once more, in float32 and NCHW, without folding."""
     precision = evolve(recipe.precision, attack="fp32", outer="fp32")
-    usual = load_parts(evolve(recipe, precision=precision), ours.world)
+    usual = _still(load_parts(evolve(recipe, precision=precision), ours.world))
     usual.model.to(memory_format=torch.contiguous_format)
     usual.folding = usual.graphs = None
     return usual

@@ -16,6 +16,7 @@ from robustkit.core.rng import whole
 from robustkit.engine import Predictor
 from robustkit.epsilons import ECAS
 from robustkit.opening import load_parts, make_world
+from robustkit.optimizers import SGD
 from robustkit.targets import Momentum, Universal
 from robustkit.testing import tiny_recipe
 from robustkit.threats import Linf
@@ -56,6 +57,12 @@ def test_the_usual_script_takes_the_same_steps() -> None:
     assert all(parameter.grad is not None for parameter in parts.model.parameters())  # for nothing
     assert (found - expected).abs().max() < 1e-6
     assert bench(recipe, device="cpu", windows=1).ratio_to_plain is not None
+
+
+def test_a_recipe_that_diverges_is_measured() -> None:
+    """Weights stand still: so many steps on one batch at the recipe's rate need not end in numbers."""
+    found = bench(tiny_recipe(optimizer=SGD(lr=1e30)), device="cpu", windows=3)
+    assert found.seconds > 0 and found.ratio_to_plain is not None
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
