@@ -18,8 +18,11 @@ from robustkit.core.world import World
 from robustkit.folder import not_known_here
 
 
-def recipe_of(folder: Path) -> Recipe:
-    """The recipe of a run folder.
+def recipe_of(folder: Path, *, to_build: bool = False) -> Recipe:
+    """The recipe of a run folder. Where it names a strategy that nobody knows, the folder's recipe.py is executed.
+
+    Args:
+        to_build: its network is built next: likewise where nobody knows its backbone, which takes an import of timm.
 
     Raises:
         RecipeError: there is none, or it cannot be read.
@@ -28,7 +31,7 @@ def recipe_of(folder: Path) -> Recipe:
         remedy = f"it is a sweep's: robustkit sweep {folder}" if (folder / "sweep.json").is_file() else ""
         raise RecipeError("is not a run folder: it has no recipe.json", place=str(folder), remedy=remedy)
     try:
-        return load_recipe(folder / "recipe.json")
+        recipe = load_recipe(folder / "recipe.json")
     except RecipeError as error:
         if not isinstance(error.__cause__, RegistryError):
             raise
@@ -37,6 +40,9 @@ def recipe_of(folder: Path) -> Recipe:
         # Strategies may be defined in the recipe's own file: run the folder's copy, which registers them.
         execute(folder / "recipe.py")
         return load_recipe(folder / "recipe.json")
+    if to_build:
+        learn_backbone(folder, recipe)
+    return recipe
 
 
 def learn_backbone(folder: Path, recipe: Recipe) -> None:

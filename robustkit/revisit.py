@@ -26,7 +26,7 @@ def revisit(fault: str | Path, *, device: str | None = None) -> Parts:
     if "step" not in facts or path.parent.name != "faults":
         raise UserError("is no fault of a run", place=str(path), remedy="give RUN/faults/step-....safetensors")
     number, checkpoints = int(facts["step"]), path.parent.parent / "checkpoints"
-    recipe = recipe_of(path.parent.parent)
+    recipe = recipe_of(path.parent.parent, to_build=True)
     parts = load_parts(recipe, make_world(recipe, device))
     for part in parts.strategies.values():
         if hasattr(part, "ready"):

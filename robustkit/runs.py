@@ -44,7 +44,7 @@ from robustkit.folder import (
 from robustkit.judging import CHECKPOINTS, Verdict, measure_checkpoints
 from robustkit.limits import Limits
 from robustkit.lock import holder, locked_by_first
-from robustkit.opening import learn_backbone, load_parts, make_world, recipe_of, restore
+from robustkit.opening import load_parts, make_world, recipe_of, restore
 from robustkit.reporting import notebook
 
 if TYPE_CHECKING:
@@ -156,8 +156,7 @@ def resume(
         StorageError: as `run`.
     """
     folder, watching = Path(folder), display or notebook.watcher()
-    recipe = recipe_of(folder)
-    learn_backbone(folder, recipe)
+    recipe = recipe_of(folder, to_build=True)
     world = make_world(recipe, device)
     with locked_by_first(folder, world, watching.say):
         limits = Limits(max_steps, None if max_time is None else time.monotonic() + max_time)
@@ -199,8 +198,7 @@ def evaluate_run(
     from robustkit.evaluation.suites import some_of, suites_of
 
     folder, display = Path(folder), display or notebook.watcher()
-    recipe = recipe_of(folder)
-    learn_backbone(folder, recipe)
+    recipe = recipe_of(folder, to_build=True)
     suites = recipe.evaluation if suite is None else suites_of(suite)
     wanted = evolve(recipe, evaluation=some_of(suites, keys, limit))
     parts = load_parts(recipe, make_world(recipe, device))

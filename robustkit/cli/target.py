@@ -70,7 +70,7 @@ def _of_run(target: str, words: list[str], device: str | None, checkpoint: str |
         raise UserError(f"a run brings its own data and threat model, not {words[0]!r}", place=target)
     folder, name = run_of(target, checkpoint)
     name = name or "last"
-    recipe = recipe_of(folder)
+    recipe = recipe_of(folder, to_build=True)
     parts = load_parts(recipe, make_world(recipe, device))
     restore(parts, folder / "checkpoints" / f"{name}.safetensors", weights_only=True)
     data = parts.data

@@ -140,7 +140,8 @@ def _create(model: Model, channels: int, size: tuple[int, int]) -> nn.Module:
 
     if not re.fullmatch(r"[\w.]+", model.backbone) or not timm.is_model(model.backbone):  # timm takes any tag
         near = difflib.get_close_matches(model.backbone, timm.list_models(), n=3)
-        remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else "see `robustkit list backbone`"
+        known = "see `robustkit list backbone`; where a recipe's file defines it, give that FILE.py"
+        remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else known
         raise SpecError(f"timm knows no model '{model.backbone}'", place="model.backbone", remedy=remedy)
     options: dict[str, Any] = {"num_classes": 0, "in_chans": channels, "pretrained": model.pretrained}
     if model.patch_size is not None:

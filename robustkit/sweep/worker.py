@@ -14,6 +14,7 @@ from robustkit.core.override import override
 from robustkit.display import RunDisplay, Silent
 from robustkit.limits import Limits
 from robustkit.lock import InUseError, holder
+from robustkit.opening import learn_backbone
 from robustkit.reporting.together import Together
 from robustkit.runs import evaluate_run, resume, run
 from robustkit.sweep.folder import Sweep, Trial
@@ -136,10 +137,13 @@ def _train(sweep: Sweep, trial: Trial, device: str | None, limits: Limits, displ
             outcome = resume(folder, device=device, max_time=limits.left(), display=watching)
         else:
             shutil.rmtree(folder, ignore_errors=True)  # a worker died before there was anything in it
+            recipe, source = sweep.recipe(trial), sweep.source(trial)
+            if source is not None:
+                learn_backbone(source.parent, recipe)
             outcome = run(
-                sweep.recipe(trial),
+                recipe,
                 out=folder,
-                source=sweep.source(trial),
+                source=source,
                 overrides=trial.words,
                 device=device,
                 max_time=limits.left(),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,8 +20,10 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
+import robustkit
 from robustkit import Model, Suite, UserError, evolve, load_recipe, resume, run
 from robustkit.attacks import PGD
+from robustkit.cli.target import load_target
 from robustkit.core import checkpoint
 from robustkit.core.recipe import Recipe, Validation, save_recipe
 from robustkit.core.registry import registry
@@ -32,8 +35,10 @@ from robustkit.heads import GaussianMixture
 from robustkit.losses import Align, Mixed
 from robustkit.objectives import KL
 from robustkit.optimizers import SGD
+from robustkit.revisit import revisit
 from robustkit.runs import evaluate_run
 from robustkit.schedules import OneCycle
+from robustkit.sweep import make_sweep, open_sweep, work
 from robustkit.targets import Inverse, Momentum, OneOff, Universal
 from robustkit.testing import tiny_recipe
 from robustkit.weights import AWP, Exponential
@@ -242,14 +247,43 @@ recipe = tiny_recipe(model=Model(backbone="robustkit_test_own"), epochs=1)
 """
 
 
-def test_a_network_of_the_recipe_s_own(tmp_path: Path) -> None:
-    """Resumed and judged where nobody else knows it: by the folder's copy of the recipe's file."""
+def forgotten() -> None:
+    """As in a process that did not begin the run."""
+    timm.models._registry._model_entrypoints.pop("robustkit_test_own")
+    assert not timm.is_model("robustkit_test_own")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "own.py").write_text(OWN)
-    run(load_recipe(tmp_path / "own.py"), source=tmp_path / "own.py", out=tmp_path / "run", device="cpu", max_steps=1)
+    yield tmp_path / "own.py"
+    forgotten()
+
+
+def test_a_network_of_the_recipe_s_own(own: Path, tmp_path: Path) -> None:
+    """Resumed and judged where nobody else knows it: by the folder's copy of the recipe's file."""
+    folder = tmp_path / "run"
+    run(load_recipe(own), source=own, out=folder, device="cpu", max_steps=1)
+    fault = folder / "faults" / "step-000003.safetensors"
+    checkpoint.write(fault, {}, {"step": 3, "skipped": []})
+    forgotten()
+    assert revisit(fault, device="cpu").step == 2
+    fault.unlink()
     for go_on in (resume, evaluate_run):
-        timm.models._registry._model_entrypoints.pop("robustkit_test_own")
-        assert not timm.is_model("robustkit_test_own")
-        assert go_on(tmp_path / "run", device="cpu").stopped == ""
+        forgotten()
+        assert go_on(folder, device="cpu").stopped == ""
+    forgotten()
+    assert load_target(str(folder), [], device="cpu").classes
+    forgotten()
+    assert robustkit.load(folder).classes
+
+
+def test_a_sweep_goes_on_with_a_network_of_the_recipe_s_own(own: Path, tmp_path: Path) -> None:
+    make_sweep([str(own)], ["seed=1,2"], out=tmp_path / "sweep")
+    forgotten()
+    sweep = open_sweep(tmp_path / "sweep")
+    assert work(sweep, device="cpu") == ""
+    assert [trial.ended for trial in sweep.trials()] == ["done", "done"]
 
 
 def test_control(tmp_path: Path) -> None:
