@@ -30,6 +30,8 @@ from robustkit.core.spec import digest, to_json, walk
 from robustkit.core.world import World
 from robustkit.lock import locked
 
+CHECKPOINTS = ("last", "best")
+"""Of a finished run; best is there where images were held out."""
 _BEGUN = ".begun"
 """What is in a folder until it is a run."""
 LARGEST_NUMBER = 1e300

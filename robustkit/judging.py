@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from robustkit.evaluation.evaluate import News
     from robustkit.evaluation.results import Result
 
-CHECKPOINTS = ("last", "best")
-
 
 class Verdict:
     """What is known of a run's checkpoints: results.json and outcomes.json, or the same in memory alone.

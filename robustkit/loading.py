@@ -26,9 +26,8 @@ from robustkit.core.registry import hint
 from robustkit.core.spec import evolve, from_json
 from robustkit.core.strategy import Dataset, Head
 from robustkit.data.images import describe
-from robustkit.folder import not_known_here
+from robustkit.folder import CHECKPOINTS, not_known_here
 
-CHECKPOINTS = ("last", "best")
 EXPORTED = "model.safetensors"
 """The file that makes a folder an exported model; `model.json` beside it holds its facts once more, to be read."""
 LARGEST_IMAGE = 1 << 22

@@ -32,6 +32,7 @@ from robustkit.core.world import World
 from robustkit.display import RunDisplay
 from robustkit.engine.memory import keeping_memory
 from robustkit.folder import (
+    CHECKPOINTS,
     disk_trouble,
     new_folder,
     note,
@@ -41,7 +42,7 @@ from robustkit.folder import (
     warnings_of,
     write_facts,
 )
-from robustkit.judging import CHECKPOINTS, Verdict, measure_checkpoints
+from robustkit.judging import Verdict, measure_checkpoints
 from robustkit.limits import Limits
 from robustkit.lock import holder, locked_by_first
 from robustkit.opening import load_parts, make_world, recipe_of, restore

@@ -284,6 +284,7 @@ class Endless(IterableDataset[Any]):
         (["torch.nn:Identity", "data=digits", "--measures", "pgd"], "there is no measure 'pgd'"),
         (["runs/nowhere"], "not a run folder"),
         (["runs/x/checkpoints/best.safetensors", "--checkpoint", "last"], "is not the checkpoint 'last'"),
+        (["runs/x/checkpoints/bets.safetensors"], "no such checkpoint; did you mean 'best'?"),
     ],
 )
 def test_mistakes_on_the_command_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,8 +66,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from robustkit import runs
-    from robustkit.folder import read_results
-    from robustkit.judging import CHECKPOINTS
+    from robustkit.folder import CHECKPOINTS, read_results
 
     folder, checkpoint = run_of(arguments.target, arguments.checkpoint)
     if arguments.words:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from robustkit.core.errors import UserError
+from robustkit.core.registry import hint
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +43,14 @@ def is_function(target: str) -> bool:
 
 def run_of(target: str, checkpoint: str | None) -> tuple[Path, str | None]:
     """The run folder and the checkpoint's name that a path means."""
+    from robustkit.folder import CHECKPOINTS
+
     path = Path(target)
     if path.suffix == ".safetensors" and path.parent.name == "checkpoints":
         if checkpoint not in (None, path.stem):
             raise UserError(f"is not the checkpoint '{checkpoint}'", place=target, remedy="leave out --checkpoint")
+        if not path.is_file() and path.stem not in CHECKPOINTS:
+            raise UserError("no such checkpoint", place=target, remedy=hint(path.stem, CHECKPOINTS))
         return path.parent.parent, path.stem
     return path, checkpoint
 

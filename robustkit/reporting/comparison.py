@@ -14,7 +14,7 @@ from robustkit.core.spec import canonical, digest, evolve, flatten, to_json
 from robustkit.core.strategy import Measure, ThreatModel
 from robustkit.evaluation import Clean, statistics
 from robustkit.evaluation.statistics import LEVEL, Interval, Spread
-from robustkit.folder import read_outcomes, read_results
+from robustkit.folder import CHECKPOINTS, read_outcomes, read_results
 from robustkit.opening import recipe_of
 from robustkit.reporting import consoles, formats
 from robustkit.reporting.tables import columns, plain_table, position, print_results
@@ -259,7 +259,7 @@ def _difference(first: Group, second: Group, checkpoint: str, key: str) -> Diffe
 
 def _common(runs: Sequence[Item]) -> Iterator[tuple[str, str]]:
     """(checkpoint, key) of what all runs have measured; best only where it is not the last everywhere."""
-    for checkpoint in ("last", "best"):
+    for checkpoint in CHECKPOINTS:
         if checkpoint == "last" or any(run.has_best for run in runs):
             for key in in_order(set.intersection(*(run.keys(checkpoint) for run in runs))):
                 yield checkpoint, key

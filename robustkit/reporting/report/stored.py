@@ -12,7 +12,7 @@ from robustkit.core import checkpoint
 from robustkit.core.errors import CheckpointError, UserError
 from robustkit.core.reading import parse_json
 from robustkit.core.recipe import Recipe, result_key
-from robustkit.judging import CHECKPOINTS
+from robustkit.folder import CHECKPOINTS
 from robustkit.opening import recipe_of
 from robustkit.reporting.comparison import Item, short_names
 from robustkit.reporting.report.shapes import (
