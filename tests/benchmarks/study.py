@@ -20,7 +20,7 @@ from robustkit.cli.options import EXIT_TIME, seconds
 from robustkit.core.override import override
 from robustkit.core.recipe import load_recipes, split_address
 from robustkit.core.spec import walk
-from robustkit.judging import CHECKPOINTS
+from robustkit.folder import CHECKPOINTS
 from robustkit.reporting import consoles
 from robustkit.reporting.comparison import load_item, print_comparison
 from robustkit.reporting.terminal import TerminalDisplay
