@@ -119,5 +119,16 @@ def test_training_mode_is_never_recorded(model: RobustModel) -> None:
     assert not record.recorded
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_convolutions_of_attacks_on_a_gpu_are_deterministic(model: RobustModel, device: str) -> None:
+    """Else no recording would equal the plain attack. Training passes choose for themselves."""
+    predict = Predictor(model, torch.device(device))
+    for mode in ("train", "eval"):
+        with pytest.raises(KeyError), predict.using(mode):  # type: ignore[arg-type]
+            assert torch.backends.cudnn.deterministic is (mode == "eval" and device == "cuda")
+            raise KeyError
+        assert torch.backends.cudnn.deterministic is False
+
+
 def test_a_cpu_records_nothing() -> None:
     assert graphs_for(CPU) is None

@@ -84,19 +84,26 @@ class Graphs:
 
 def graphs_for(device: torch.device) -> Graphs | None:
     """Recordings where the device has them."""
-    return Graphs(_record_cuda) if device.type == "cuda" else None
+    return Graphs(_cuda_recorder()) if device.type == "cuda" else None
 
 
-def _record_cuda(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries choose their kernels and take their memory before the recording
-        function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = function()
-    return graph.replay, result
+def _cuda_recorder() -> Record:
+    """All its recordings work in the same memory: never two at once, and what one gives is copied before the next."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries choose their kernels and take their memory before the recording
+            function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Of this thread alone: another one may be pinning the next images, which a recording of all would forbid it.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            result = function()
+        return graph.replay, result
+
+    return record
 
 
 def _tensors(leaves: list[Any]) -> list[Tensor]:
