@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import driver
 import pytest
@@ -23,6 +25,7 @@ from robustkit.attacks import PGD, Dynamic, Friendly
 from robustkit.core.recipe import Recipe, save_recipe
 from robustkit.datasets import Synthetic
 from robustkit.optimizers import SGD
+from robustkit.runs import evaluate_run
 from robustkit.targets import Universal
 
 RECIPE = recipe(epochs=8, optimizer=SGD(lr=0.01))  # of 3 steps each
@@ -120,6 +123,75 @@ def test_from_one_to_two(tmp_path: Path, one: Path, no_figures: None) -> None:
     assert sum("Going on after step 10 of 24" in line for line in said) == 1
     assert json.loads(out)["stopped"] == ""
     same_run(folder, one)
+
+
+def outcomes(folder: Path) -> Any:
+    """Of every image under every measure, and the accuracies."""
+    results = json.loads((folder / "results.json").read_text())
+    accuracies = {name: {key: entry["accuracy"] for key, entry in found.items()} for name, found in results.items()}
+    return accuracies, json.loads((folder / "outcomes.json").read_text())
+
+
+def test_evaluation(tmp_path: Path, one: Path) -> None:
+    """What is measured by two processes is what one measures, image by image, and one of them speaks."""
+    folder = tmp_path / "run"
+    shutil.copytree(one, folder)
+    for name in ("results.json", "outcomes.json"):
+        (folder / name).unlink()
+    words = ("--processes", "2", "--device", "cpu", "--json")
+    code, said, out = ended(start("eval", str(folder), *words))
+    assert code == 0, said
+    assert errors(said) == []
+    assert json.loads(out)["results"].keys() == {"last", "best"}
+    assert outcomes(folder) == outcomes(one)
+
+
+@pytest.mark.slow
+def test_evaluation_stopped_and_gone_on_with(tmp_path: Path) -> None:
+    """By a signal to two processes in the middle of AutoAttack; three go on with it to what one would have found."""
+    made = run(evolve(RECIPE, evaluation=()), out=tmp_path / "run", device="cpu").folder
+    for name in ("one", "three"):
+        shutil.copytree(made, tmp_path / name)
+    evaluate_run(tmp_path / "one", suite="standard", checkpoints=("last",), device="cpu")
+    folder = tmp_path / "three"
+    words = ("eval", str(folder), "--suite", "standard", "--checkpoint", "last", "--device", "cpu", "--processes")
+    process = start(*words, "2")
+    until = time.monotonic() + DEADLINE
+    while not list((folder / "evaluation").glob("*autoattack*")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    code, said, _ = ended(process)
+    assert (code, errors(said)) == (75, [])
+    assert said[-1] == "Stopped; the same command goes on where it was"
+    assert outcomes(folder)[0]["last"].keys() == {"clean", "pgd-20", "cw"}
+    code, said, _ = ended(start(*words, "3"))
+    assert (code, errors(said)) == (0, [])
+    assert outcomes(folder) == outcomes(tmp_path / "one")
+    assert not list((folder / "evaluation").glob("*autoattack*"))
+
+
+FUNCTION = """
+import torch
+import robustkit
+
+def model():
+    return robustkit.load({folder!r})
+"""
+
+
+@pytest.mark.slow
+def test_evaluation_of_a_function_s_model(tmp_path: Path, one: Path) -> None:
+    (tmp_path / "made.py").write_text(FUNCTION.format(folder=str(one)))
+    data = ("data=synthetic", "data.train=70", "data.test=21", "data.classes=4", "data.size=8", "data.channels=1")
+    found = []
+    for processes in ("1", "2"):
+        out = tmp_path / processes
+        words = ("eval", "made:model", *data, "--out", str(out), "--measures", "clean,pgd-20,cw", "--device", "cpu")
+        code, said, _ = ended(start(*words, "--processes", processes, PYTHONPATH=str(tmp_path)))
+        assert (code, errors(said)) == (0, [])
+        found.append(outcomes(out))
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow
