@@ -6,9 +6,9 @@ A data set is a spec (see `core.spec`) that answers
     augmentation -> Augmentation | None what happens to each training image
     facts -> (shape | None, K | None)   image shape (C, H, W) and class count, as far as known without loading
 
-One data set, one file: `digits` (no download), `cifar`, `svhn`, `image_folder` (your own pictures), `with_synthetic`
-(generated images beside a data set's own), `synthetic` (noise with a pattern, for smoke runs). A new one needs these
-three, and one line: `@registry.register("name")`.
+One data set, one file: `digits` (no download), `cifar`, `svhn`, `tiny_imagenet`, `image_folder` (your own pictures),
+`with_synthetic` (generated images beside a data set's own), `synthetic` (noise with a pattern, for smoke runs). A new
+one needs these three, and one line: `@registry.register("name")`.
 """
 
 from robustkit.core.registry import registry as _registry
@@ -18,6 +18,7 @@ from robustkit.datasets.digits import Digits
 from robustkit.datasets.image_folder import ImageFolder
 from robustkit.datasets.svhn import SVHN
 from robustkit.datasets.synthetic import Synthetic
+from robustkit.datasets.tiny_imagenet import TinyImageNet
 from robustkit.datasets.with_synthetic import WithSynthetic
 
 registry = _registry("dataset")
@@ -30,6 +31,7 @@ __all__ = [
     "Digits",
     "ImageFolder",
     "Synthetic",
+    "TinyImageNet",
     "WithSynthetic",
     "registry",
 ]

@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache
@@ -97,7 +98,7 @@ def read_image_folder(root: Path, size: int | None = None, grey: bool = False, t
                 "a class without training images", place=str(test / name), remedy=f"remove it or add {train / name}"
             )
     for name in classes:
-        if not _visible(train / name):
+        if not visible(train / name):
             raise DataError("a class without pictures", place=str(train / name), remedy="fill or remove the folder")
     return Data(_read(train, classes, size, grey), _read(test, classes, size, grey), tuple(classes))
 
@@ -108,7 +109,7 @@ def _split(root: Path, size: int | None, grey: bool, test_share: float) -> Data:
     train: dict[str, list[str]] = {}
     test: dict[str, list[str]] = {}
     for name in classes:
-        files = _visible(root / name)
+        files = visible(root / name)
         count = max(1, round(test_share * len(files)))
         if len(files) < 2 or count == len(files):
             remedy = "add some, or remove the folder" if len(files) < 2 else "lower data.test_share"
@@ -117,21 +118,29 @@ def _split(root: Path, size: int | None, grey: bool, test_share: float) -> Data:
             )
         ranked = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file)).digest())
         test[name], train[name] = sorted(ranked[:count]), sorted(ranked[count:])
-    return Data(_decoded(root, train, size, grey), _decoded(root, test, size, grey), tuple(classes))
+    return Data(decoded(_paths(root, train), size, grey), decoded(_paths(root, test), size, grey), tuple(classes))
 
 
 def _read(folder: Path, classes: list[str], size: int | None, grey: bool) -> Images:
     """One part that has a folder of its own."""
-    found = {name: _visible(folder / name) if (folder / name).is_dir() else [] for name in classes}
+    found = {name: visible(folder / name) if (folder / name).is_dir() else [] for name in classes}
     if not any(found.values()):
         raise DataError("there are no pictures", place=str(folder), remedy="put them into <class>/<file>")
-    return _decoded(folder, found, size, grey)
+    return decoded(_paths(folder, found), size, grey)
 
 
-def _decoded(folder: Path, names: dict[str, list[str]], size: int | None, grey: bool) -> Images:
-    """The pictures of those names, by class; decoded now if they are few enough."""
-    files = [folder / name / file for name, found in names.items() for file in found]
-    labels = [label for label, found in enumerate(names.values()) for _ in found]
+def _paths(folder: Path, names: dict[str, list[str]]) -> list[list[Path]]:
+    return [[folder / name / file for file in found] for name, found in names.items()]
+
+
+def decoded(by_class: Sequence[Sequence[Path]], size: int | None = None, grey: bool = False) -> Images:
+    """The picture files of each class, one at least in all; decoded now if they are few enough.
+
+    Raises:
+        DataError: a file is no picture; one that is decoded now is not as large as the first, where there is no `size`.
+    """
+    files = [file for found in by_class for file in found]
+    labels = [label for label, found in enumerate(by_class) for _ in found]
     channels, height, width = decode(files[0], size, grey).shape
     pictures = Pictures(tuple(files), torch.tensor(labels), (channels, height, width), size, grey)
     if len(files) * channels * height * width > HELD_BYTES:
@@ -230,8 +239,9 @@ def _size(path: Path) -> int:
 
 
 def _folders(folder: Path) -> list[str]:
-    return [name for name in _visible(folder) if (folder / name).is_dir()]
+    return [name for name in visible(folder) if (folder / name).is_dir()]
 
 
-def _visible(folder: Path) -> list[str]:
+def visible(folder: Path) -> list[str]:
+    """The names in a folder, sorted; hidden ones are not."""
     return sorted(name for name in os.listdir(folder) if not name.startswith("."))
