@@ -15,17 +15,19 @@ SHARED = "ROBUSTKIT_DATA_DIR"
 class Sought(NamedTuple):
     """What is looked for, and where: `files` in `root`, else where `variable` says.
 
-    With `or_folder`, an image folder there will do, too.
+    With `or_folder`, an image folder there will do, too. `inside`: in the folder of that name in there, where it is.
     """
 
     root: str | None = None
     variable: str | None = None
     files: tuple[str, ...] = ()
     or_folder: bool = True
+    inside: str = ""
 
     @property
     def folder(self) -> Path:
-        return locate(self.root, self.variable)
+        folder = locate(self.root, self.variable)
+        return folder / self.inside if (folder / self.inside).is_dir() else folder
 
     def form(self) -> str | None:
         """In which form it is there, or None."""

@@ -12,7 +12,7 @@ from robustkit.core.spec import setting, spec
 from robustkit.data.augment import Augment, Augmentation, Padding, augmentation
 from robustkit.data.images import Data, describe
 from robustkit.datasets.image_folder import decoded, visible
-from robustkit.datasets.location import Sought, locate
+from robustkit.datasets.location import Sought
 
 ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 VARIABLE = "ROBUSTKIT_TINY_IMAGENET_DIR"
@@ -45,9 +45,8 @@ class TinyImageNet:
 
     @property
     def sought(self) -> Sought:
-        folder = locate(self.root, VARIABLE)
-        inner = folder / "tiny-imagenet-200"
-        return Sought(str(inner if inner.is_dir() else folder), None, ("wnids.txt", "train", "val"), or_folder=False)
+        files = ("wnids.txt", "train", "val")
+        return Sought(self.root, VARIABLE, files, or_folder=False, inside="tiny-imagenet-200")
 
     def load(self) -> Data:
         """Images (N, 3, 64, 64).

@@ -119,8 +119,9 @@ def test_where_it_is_looked_for(unpacked: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("ROBUSTKIT_DATA_DIR", str(unpacked.parent))
     assert TinyImageNet().sought.form() == "the original files"
     monkeypatch.setenv("ROBUSTKIT_DATA_DIR", "nowhere")
-    monkeypatch.setenv(VARIABLE, str(unpacked))
-    assert TinyImageNet().sought.form() == "the original files"
+    for folder in (unpacked, unpacked.parent):
+        monkeypatch.setenv(VARIABLE, str(folder))
+        assert TinyImageNet().sought.form() == "the original files" and TinyImageNet().sought.folder == unpacked
 
 
 def test_what_is_said(mine: Path, tmp_path: Path) -> None:
