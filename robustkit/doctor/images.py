@@ -35,7 +35,8 @@ def _found(name: str, sought: Sought, *, downloads: bool) -> Finding:
         return Finding(subject, "ok", f"{form}, in {folder}")
     wanted = " and ".join(sought.files)
     if sought.variable and os.environ.get(sought.variable):
-        remedy = f"set it to the folder that holds {wanted} (or train/ and test/), or unset it"
+        other = " (or train/ and test/)" if sought.or_folder else ""
+        remedy = f"set it to the folder that holds {wanted}{other}, or unset it"
         return Finding(subject, "problem", f"{sought.variable} names {folder}, where it is not", remedy)
     variable = sought.variable or SHARED
     remedy = "it is downloaded there when first used; or " if downloads else ""
