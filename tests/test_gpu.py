@@ -1,5 +1,6 @@
 """The same on a GPU: runs wherever there is one, skipped elsewhere."""
 
+import threading
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from robustkit.core.loop import train_step
 from robustkit.core.rng import whole
 from robustkit.datasets import Digits
 from robustkit.engine import Predictor
+from robustkit.engine.graphs import RECORDINGS, graphs_for
 from robustkit.epsilons import ECAS
 from robustkit.evaluation import PGD_20, Attacked, AutoAttack, Clean
 from robustkit.heads import GaussianMixture
@@ -79,6 +81,50 @@ def test_recorded_attacks_are_the_plain_ones(precision: str) -> None:
             for parameter in parts.model.parameters():
                 parameter.mul_(1.1)
     assert not parts.graphs.trouble
+
+
+def _doubled_often(x: torch.Tensor) -> torch.Tensor:
+    """Takes 64 times the memory of x on the way."""
+    return torch.stack([x * number for number in range(64)]).sum(0)
+
+
+def test_recordings_leave_other_threads_alone() -> None:
+    """The next images are pinned by another thread, which a recording must neither disturb nor be disturbed by."""
+    graphs, over, troubles = graphs_for(torch.device("cuda")), threading.Event(), []
+    assert graphs is not None
+
+    def pin() -> None:
+        try:
+            while not over.is_set():
+                torch.zeros(1 << 20, dtype=torch.uint8).pin_memory().to("cuda", non_blocking=True)
+        except RuntimeError as error:
+            troubles.append(error)
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        for size in range(1000, 1000 + RECORDINGS):
+            x = torch.rand(size, device="cuda")
+            for _ in range(4):
+                assert torch.equal(graphs("key", _doubled_often, (x,)), _doubled_often(x))
+    finally:
+        over.set()
+        thread.join()
+    assert not troubles and not graphs.trouble
+
+
+def test_recordings_share_memory() -> None:
+    graphs = graphs_for(torch.device("cuda"))
+    assert graphs is not None
+    held = []
+    for number in range(RECORDINGS):
+        x = torch.rand((1 << 18) - number, device="cuda")  # 64 MiB on the way
+        for _ in range(3):
+            assert torch.equal(graphs("key", _doubled_often, (x,)), _doubled_often(x))
+        torch.cuda.empty_cache()
+        held.append(torch.cuda.memory_reserved())
+    assert not graphs.trouble
+    assert held[-1] - held[0] < 64 << 20
 
 
 def test_a_step_never_waits_for_the_device() -> None:
