@@ -8,7 +8,7 @@ Cost:       forward-units a step below, 75 steps an epoch
 Helper:     HAT needs the natural network first:
             robustkit run recipes/cpu/uiat_table1.py:natural --out runs/uiat-helper-cpu
 Published:  nothing at this size
-Measured:   natural, pgd-at, trades and uiat, one seed each, on a JPEG copy of CIFAR-10: docs/results.md
+Measured:   all, one seed each, on a JPEG copy of CIFAR-10: docs/results.md
 
                   forward-units
     natural       3
