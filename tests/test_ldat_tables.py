@@ -173,6 +173,6 @@ def test_the_small_family_has_one_budget() -> None:
         assert keys == asked | {"pgd-20", "cw", "apgd-dlr", "l2/pgd-40", "l2/apgd-dlr"}
     assert recipes["lbgat"].loss.teacher == natural.model
     heads = {name: recipe.head for name, recipe in recipes.items()}
-    down = GaussianMixture(likelihood_schedule="down")
-    ldat = {"ldat-up": GaussianMixture(), "ldat-down": down, "ldat-unit": GaussianMixture()}
+    up, down = (GaussianMixture(likelihood=0.05, likelihood_schedule=way) for way in ("up", "down"))  # type: ignore[arg-type]
+    ldat = {"ldat-up": up, "ldat-down": down, "ldat-unit": up, "ldat-likelihood-1": GaussianMixture()}
     assert heads == {"pgd-at": Linear(), "trades": Linear(), "alp": Linear(), "lbgat": Linear(), **ldat}

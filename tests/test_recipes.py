@@ -86,7 +86,8 @@ UNITS = {  # forward-units of a step in the first epoch
 }
 LDAT = {"standard": 23, "trades": 27, "mart": 26, "lbgat": 30, "ldat": 26}
 READINGS = {"lbgat-0": 30, "alp": 26} | {f"ldat-{k}": 26 for k in ("down", "unit", "no-margin", "fixed")}
-SMALL_LDAT = {"pgd-at": 23, "trades": 27, "alp": 26, "lbgat": 30, "ldat-up": 26, "ldat-down": 26, "ldat-unit": 26}
+SMALL_LDAT = {"pgd-at": 23, "trades": 27, "alp": 26, "lbgat": 30}
+SMALL_LDAT |= {f"ldat-{name}": 26 for name in ("up", "down", "unit", "likelihood-1")}
 UNITS |= {
     "recipes/ldat_prn18.py": 26,
     "recipes/ldat_wrn28.py": 26,
