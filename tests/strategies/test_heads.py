@@ -1,5 +1,7 @@
 """Heads: the affine one, and the Gaussian mixture (ECAS and LDAT sheet, 9.1 to 9.4, tests 22 to 25)."""
 
+import math
+
 import pytest
 import torch
 from tiny import WIDTH, at_epoch, images, labels, tiny_model
@@ -129,6 +131,28 @@ def test_likelihood() -> None:
     assert at_centres.abs().max() < 1e-4
     twice = head(torch.cat([f, f]), torch.cat([y, y])).penalty.mean()  # a mean: the batch's size does not matter
     assert twice.item() == pytest.approx(output.penalty.mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+@pytest.mark.parametrize("weight", [0.05, 1.0])
+def test_what_leads_away_from_one_point(margin: float, weight: float) -> None:
+    """Where all features and centres are one: what correlates with the class by more than docs/methods/ldat.md says."""
+    count, classes = 20_000, 10
+    y = torch.arange(count) % classes
+    corners = torch.eye(classes, dtype=torch.float64) - 1 / classes
+    corners /= corners.norm(dim=1, keepdim=True)
+    noise = torch.randn(count, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise /= noise.square().sum(dim=1).mean().sqrt()
+    heavy = weight + margin * (1 - 1 / classes) / 2
+    least = 2 * heavy / (1 + 2 * heavy)
+    for correlation in (least - 0.02, least + 0.02):
+        found = torch.cat([correlation * corners[y], (1 - correlation**2) ** 0.5 * noise], dim=1)
+        head = GaussianMixture(margin=margin).build(50, classes)
+        with torch.no_grad():
+            head.centres.copy_(0.05 * F.pad(corners, (0, 40)))
+            output = head((0.05 * found).float(), y)
+        objective = F.cross_entropy(output.margined.double(), y) + weight * output.penalty.double().mean()
+        assert (objective < math.log(classes)) == (correlation > least)
 
 
 def test_likelihood_schedules() -> None:
