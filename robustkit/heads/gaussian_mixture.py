@@ -22,8 +22,8 @@ class GaussianMixture:
     Logits are -|f - mu_k|^2 / 2. In training the true class's squared distance is multiplied by 1 + `margin` for the
     classification loss, and `likelihood` times the mean squared distance to the true centre is added to the objective,
     growing linearly to that weight ("up": t / T), falling from it ("down": 1 - (t - 1) / T) or "constant": the paper
-    argues for the first and sets the second. Distances are taken in float32 whatever the precision. In runs of few epochs
-    the weight must be smaller, or features stay in one point (docs/methods/ldat.md).
+    argues for the first and sets the second. In runs of few epochs the weight must be smaller, or features stay in one
+    point (docs/methods/ldat.md). Distances are taken in float32 whatever the precision.
 
     `centres` are learnt and start by Xavier's uniform rule or the normal one of He et al. ("msra": L-GM), or they are
     fixed: the corners of a "simplex", of length `centre_norm` and equally far apart (Pang et al., ICLR 2020).
