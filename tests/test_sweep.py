@@ -326,7 +326,7 @@ def test_the_most_serious_exit_code_and_what_it_means() -> None:
 
 
 def attended(*programs: str, come: tuple[int, ...] = ()) -> tuple[list[int], list[str]]:
-    """Exit codes in the order of the programs, and what is said of them. Each says READY: where that stands, or first."""
+    """Exit codes in the order of the programs, and what is said of them. Each says READY, there or first."""
     children = {}
     for number, program in enumerate(programs, start=1):
         told = program if "READY" in program else f"READY; {program}"
