@@ -42,7 +42,7 @@ class Helper:
             UserError: there is none (the line says how to make it), its training is not finished, it is for other
                 images, damaged, or its head or backbone is not installed.
         """
-        from robustkit import loading  # it imports timm
+        from robustkit import loading  # here: of all losses only those with a helper need it
 
         folder = Path(self.run)
         if not folder.is_dir():

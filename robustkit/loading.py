@@ -11,17 +11,15 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
-import robustkit.backbones  # noqa: F401  registers ours
 from robustkit.core import checkpoint as checkpoints
 from robustkit.core.device import device_of
 from robustkit.core.errors import CheckpointError, RegistryError, SpecError, UserError
 from robustkit.core.model import Model, RobustModel
 from robustkit.core.reading import read_json
-from robustkit.core.recipe import execute
+from robustkit.core.recipe import execute, learn_backbone
 from robustkit.core.registry import hint
 from robustkit.core.spec import evolve, from_json
 from robustkit.core.strategy import Dataset, Head
@@ -179,8 +177,7 @@ def _strategies(recipe: dict[str, Any], source: Path | None) -> tuple[Model, Hea
             raise (None if run is None else not_known_here(run)) or error from error.__cause__
         execute(source)
         return _parsed(recipe)
-    if source is not None and not timm.is_model(model.backbone):
-        execute(source)
+    learn_backbone(source, model)
     return model, head
 
 

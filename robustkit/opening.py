@@ -12,7 +12,7 @@ from robustkit.core.device import device_of
 from robustkit.core.errors import CheckpointError, RecipeError, RegistryError, UserError
 from robustkit.core.parts import Parts, assemble
 from robustkit.core.processes import join
-from robustkit.core.recipe import Precision, Recipe, execute, load_recipe
+from robustkit.core.recipe import Precision, Recipe, execute, learn_backbone, load_recipe
 from robustkit.core.spec import digest, flatten, from_json, to_json
 from robustkit.core.world import World
 from robustkit.folder import not_known_here
@@ -41,19 +41,8 @@ def recipe_of(folder: Path, *, to_build: bool = False) -> Recipe:
         execute(folder / "recipe.py")
         return load_recipe(folder / "recipe.json")
     if to_build:
-        learn_backbone(folder, recipe)
+        learn_backbone(folder / "recipe.py", recipe.model)
     return recipe
-
-
-def learn_backbone(folder: Path, recipe: Recipe) -> None:
-    """A backbone may be defined in the recipe's own file: where nobody else knows it, run the folder's copy."""
-    import timm
-
-    import robustkit.backbones  # noqa: F401  registers ours
-
-    source = folder / "recipe.py"
-    if source.is_file() and not timm.is_model(recipe.model.backbone):
-        execute(source)
 
 
 def make_world(recipe: Recipe, device: str | None = None) -> World:

@@ -183,8 +183,8 @@ def replace(partial: Path, path: Path) -> None:
         os.close(folder)
 
 
-def _pieces(tensors: dict[str, Tensor], text: str) -> Iterator[bytes | memoryview]:
-    """A safetensors file, one tensor after the other.
+def _pieces(tensors: dict[str, Tensor], text: str) -> list[bytes | memoryview]:
+    """A safetensors file: its header, and the memory of each tensor.
 
     The library would make it in memory first, in two copies, which takes longer than writing it. Layout: the length of
     the header (8 bytes, little-endian), the header (JSON), the tensors; the widest numbers first, so that all of them
@@ -201,9 +201,7 @@ def _pieces(tensors: dict[str, Tensor], text: str) -> Iterator[bytes | memoryvie
         header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     line = json.dumps(header, separators=(",", ":")).encode()
     line += b" " * (-len(line) % 8)
-    yield len(line).to_bytes(8, "little") + line
-    for name in names:
-        yield _bytes(tensors[name])
+    return [len(line).to_bytes(8, "little") + line, *(_bytes(tensors[name]) for name in names)]
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -211,13 +209,13 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _write(partial: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """A file that cannot be written whole, because the disk has no room for it, say, leaves the room that it took."""
+    """A file that the disk has no room for leaves the room that it took."""
     try:
         with naming(partial):
             partial.unlink(missing_ok=True)  # a link would be followed
             with partial.open("wb") as file:
                 file.writelines(pieces)
-    except (OSError, TypeError):
+    except OSError:
         partial.unlink(missing_ok=True)
         raise
 

@@ -358,6 +358,22 @@ def execute(path: Path) -> Any:
     return module
 
 
+def learn_backbone(source: Path | None, model: Model) -> None:
+    """A backbone may be defined in a recipe's file: where nobody knows it, `source` is executed if it is there.
+
+    Raises:
+        RecipeError: as `execute`.
+    """
+    if source is None or not source.is_file():
+        return
+    import timm
+
+    import robustkit.backbones  # noqa: F401  registers ours
+
+    if not timm.is_model(model.backbone):
+        execute(source)
+
+
 def _line_in(path: Path, error: BaseException) -> str:
     """':12', the last line of the file that the error passed through."""
     frames = traceback.extract_tb(error.__traceback__)

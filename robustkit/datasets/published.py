@@ -43,15 +43,24 @@ def load_published(
         data = _attempt(read, folder, True, f"{title} is not there (no {looked}) and cannot be downloaded", elsewhere)
     else:
         raise DataError(f"{title} is not there (no {looked})", remedy=f"{elsewhere}, or data.download=true")
+    refuse_others(data, title, facts, folder)
+    return data
+
+
+def refuse_others(data: Data, title: str, facts: tuple[tuple[int, int, int], int], folder: Path) -> None:
+    """Whatever else was found in `folder`.
+
+    Raises:
+        DataError: image shape or number of classes are not those of `facts`.
+    """
+    shape, classes = facts
     if (data.train.shape, len(data.classes)) != facts:
-        shape, classes = facts
         raise DataError(
             f"{describe(data.train.shape)} images of {len(data.classes)} classes are not {title} "
             f"({describe(shape)}, {classes} classes)",
             place=str(folder),
             remedy="use data=image-folder for other pictures",
         )
-    return data
 
 
 def _refuse_large(folder: Path, files: tuple[str, ...]) -> None:

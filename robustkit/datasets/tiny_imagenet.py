@@ -10,9 +10,10 @@ from robustkit.core.reading import read_text
 from robustkit.core.registry import registry
 from robustkit.core.spec import setting, spec
 from robustkit.data.augment import Augment, Augmentation, Padding, augmentation
-from robustkit.data.images import Data, describe
+from robustkit.data.images import Data
 from robustkit.datasets.image_folder import decoded, visible
 from robustkit.datasets.location import Sought
+from robustkit.datasets.published import refuse_others
 
 ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 VARIABLE = "ROBUSTKIT_TINY_IMAGENET_DIR"
@@ -63,12 +64,7 @@ class TinyImageNet:
         numbers = sorted(set(read_text(folder / "wnids.txt").split()))
         train = [_pictures(folder / "train" / number)[: self.per_class] for number in numbers]
         data = Data(decoded(train), decoded(_validation(folder / "val", numbers)), _names(folder, numbers))
-        if (data.train.shape, len(numbers)) != self.facts:
-            raise DataError(
-                f"{describe(data.train.shape)} images of {len(numbers)} classes are not Tiny ImageNet",
-                place=str(folder),
-                remedy="use data=image-folder for other pictures",
-            )
+        refuse_others(data, "Tiny ImageNet", self.facts, folder)
         return data
 
 

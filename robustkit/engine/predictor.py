@@ -66,7 +66,7 @@ class Predictor:
     @contextmanager
     def using(self, mode: Mode) -> Iterator[Predictor]:
         before = self._backbone
-        with self.model.using(mode), _repeatable(self.device if mode == "eval" else None):
+        with self.model.using(mode), _repeatable(mode == "eval" and self.device.type == "cuda"):
             self._backbone = None
             if self.folding is not None and mode == "eval":  # folded anew: weights may have changed since
                 self._backbone = self.folding.refresh(torch.bfloat16 if self.precision == "bf16" else None)
@@ -77,10 +77,10 @@ class Predictor:
 
 
 @contextmanager
-def _repeatable(device: torch.device | None) -> Iterator[None]:
-    """On a GPU, convolutions give the same twice: a recording counts only if it does what the plain attack did."""
+def _repeatable(wanted: bool) -> Iterator[None]:
+    """A GPU's convolutions give the same twice: a recording counts only if it does what the plain attack did."""
     before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = before or (device is not None and device.type == "cuda")
+    torch.backends.cudnn.deterministic = before or wanted
     try:
         yield
     finally:

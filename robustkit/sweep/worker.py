@@ -11,10 +11,10 @@ import attrs
 
 from robustkit.core.errors import UserError
 from robustkit.core.override import override
+from robustkit.core.recipe import learn_backbone
 from robustkit.display import RunDisplay, Silent
 from robustkit.limits import Limits
 from robustkit.lock import InUseError, holder
-from robustkit.opening import learn_backbone
 from robustkit.reporting.together import Together
 from robustkit.runs import evaluate_run, resume, run
 from robustkit.sweep.folder import Sweep, Trial
@@ -138,8 +138,7 @@ def _train(sweep: Sweep, trial: Trial, device: str | None, limits: Limits, displ
         else:
             shutil.rmtree(folder, ignore_errors=True)  # a worker died before there was anything in it
             recipe, source = sweep.recipe(trial), sweep.source(trial)
-            if source is not None:
-                learn_backbone(source.parent, recipe)
+            learn_backbone(source, recipe.model)
             outcome = run(
                 recipe,
                 out=folder,

@@ -172,7 +172,6 @@ def test_evaluation_stopped_and_gone_on_with(tmp_path: Path) -> None:
 
 
 FUNCTION = """
-import torch
 import robustkit
 
 def model():
