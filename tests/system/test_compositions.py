@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations, cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -92,33 +92,30 @@ def assembled(recipe: Recipe) -> Parts:
     return assemble(recipe, loaded, world)
 
 
+def step(parts: Parts) -> None:
+    """The next step of training: what is counted is what is declared, and its numbers are numbers."""
+    recipe, progress = parts.recipe, parts.progress
+    before = [p.detach().clone() for p in parts.model.parameters()]
+    position = progress.step % parts.steps_per_epoch
+    rows = epoch_order(parts.rows, recipe.seed, progress.epoch)[position * BATCH : (position + 1) * BATCH]
+    with count_passes(parts.model) as count:
+        train_step(parts, rows)
+    declared, counted = step_passes(recipe, progress), count.per_batch(BATCH)
+    at_most = any(getattr(part, "stops_early", False) for _, part in walk(recipe))
+    assert counted == declared or (at_most and counted.units <= declared.units), recipe
+    after = list(parts.model.parameters())
+    assert all(bool(p.isfinite().all()) for p in after), recipe
+    moved = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert moved or recipe.schedule(progress).lr_scale == 0, recipe
+    assert all(bool(t.isfinite().all()) for t in parts.totals.tensors().values()), recipe
+    assert parts.model.training
+
+
 def train_steps(recipe: Recipe, steps: int) -> None:
-    """Trains so many steps of eight; what is counted is what is declared."""
+    """Trains so many steps of eight images."""
     parts = assembled(recipe)
     for _ in range(steps):
-        progress = parts.progress
-        before = [p.detach().clone() for p in parts.model.parameters()]
-        position = progress.step % parts.steps_per_epoch
-        rows = epoch_order(parts.rows, recipe.seed, progress.epoch)[position * BATCH : (position + 1) * BATCH]
-        with count_passes(parts.model) as count:
-            train_step(parts, rows)
-        declared, counted = step_passes(recipe, progress), count.per_batch(BATCH)
-        at_most = any(getattr(part, "stops_early", False) for _, part in walk(recipe))
-        assert counted == declared or (at_most and counted.units <= declared.units), recipe
-        after = list(parts.model.parameters())
-        assert all(bool(p.isfinite().all()) for p in after)
-        moved = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-        assert moved or recipe.schedule(progress).lr_scale == 0
-        assert all(bool(t.isfinite().all()) for t in parts.totals.tensors().values())
-        assert parts.model.training
-
-
-def step(parts: Parts) -> None:
-    """The next step of training."""
-    progress = parts.progress
-    position = progress.step % parts.steps_per_epoch
-    order = epoch_order(parts.rows, parts.recipe.seed, progress.epoch)
-    train_step(parts, order[position * BATCH : (position + 1) * BATCH])
+        step(parts)
 
 
 def resumes(recipe: Recipe, file: Path) -> None:
@@ -170,6 +167,43 @@ def test_pairs_resume(first: str, second: str, tmp_path: Path) -> None:
         resumed += 1
     print(f"{first} x {second}: {resumed} pairs resumed")
     assert resumed
+
+
+def attacks() -> list[Any]:
+    """Every attack with every objective that it can have, its own (None) first."""
+    found = []
+    for attack in choices("attack"):
+        name = "none" if attack is None else registry("attack").name_of(type(attack))
+        found.append(pytest.param(attack, None, id=name))
+        for objective in choices("objective") if hasattr(attack, "objective") else ():
+            if objective != attack.objective:
+                other = registry("objective").name_of(type(objective))
+                found.append(pytest.param(attack, objective, id=f"{name}-on-{other}"))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epsilon", registry("epsilon").names())
+@pytest.mark.parametrize(("attack", "objective"), attacks())
+def test_full_product(
+    attack: Any, objective: Any, epsilon: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """All compositions of the kinds that meet in a step. Averages and rates, which see no batch, come by turns."""
+    given = {"attack": attack, "objective": objective, "epsilon": small(registry("epsilon").get(epsilon)())}
+    kinds = ("threat", "target", "head", "loss", "weights")
+    turns = cycle(product(choices("average"), choices("schedule"), choices("optimizer")))
+    counts: Counter[str] = Counter()
+    for parts in product(*map(choices, kinds)):
+        try:
+            recipe = compose(**given, **dict(zip(kinds, parts, strict=True)))
+        except UserError as error:
+            assert str(error).strip()
+            counts["refused"] += 1
+            continue
+        average, schedule, optimizer = next(turns)
+        resumes(evolve(recipe, average=average, schedule=schedule, optimizer=optimizer), tmp_path / "last.safetensors")
+        counts["resumed"] += 1
+    print(f"{request.node.name}: {counts['resumed']} trained and resumed, {counts['refused']} refused")
 
 
 REFUSED = [
