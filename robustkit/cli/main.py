@@ -73,10 +73,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _preemptible():
             code = _dispatch(words)
-        if _several():
-            from robustkit.core.processes import leave
+            if _several():
+                from robustkit.core.processes import leave
 
-            leave()
+                leave()
         return code
     except SystemExit as done:  # argparse: help, version, a wrong argument
         return done.code if isinstance(done.code, int) else EXIT_MISTAKE
@@ -98,7 +98,11 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextmanager
 def _preemptible() -> Iterator[None]:
-    """SIGTERM before a run begins and after it has ended, too, means that the time is over."""
+    """SIGTERM before a run begins and after it has ended, too, means that the time is over.
+
+    Of several processes one that is done keeps its exit code: launchers end the others when the first has left with
+    another than 0 (srun --kill-on-bad-exit, torchrun), and 75 would become that of the signal.
+    """
 
     def stop(*_: object) -> NoReturn:
         raise SystemExit(EXIT_TIME)
@@ -106,11 +110,13 @@ def _preemptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    after = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+        if _several():
+            after = signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, after)
 
 
 def _dispatch(words: list[str]) -> int:
