@@ -3,6 +3,9 @@
 Every collective goes through `exchange`. Beside the process group each process keeps a line of its own to the store
 where they met: there it says every other second that it lives, and how many exchanges it has begun. When an exchange
 fails or takes too long, that tells who is missing; and the first to fail leaves the reason there for all others.
+
+An exchange with a machine that has lost its power or its network does not fail, as nothing says so: each process also
+watches the one before it, and the store, and ends where either is silent for too long.
 """
 
 from __future__ import annotations
@@ -39,6 +42,9 @@ BEAT = 2.0
 
 LOOK = 3 * BEAT
 """Seconds without one, after which a process counts as gone, once an exchange has failed."""
+
+SILENCE = 36.0
+"""Seconds without a sign of life, or an answer of the store, after which a process is looked after unasked."""
 
 LAUNCHER = "ROBUSTKIT_LAUNCHER"
 """The process id of `robustkit --processes`, in the environment of those that it started."""
@@ -94,29 +100,62 @@ class Meeting:
         self.rank, self.size = rank, size
         self.begun = 0  # exchanges
         self.board = Noticeboard()
+        self.ending = threading.Lock()  # held by the thread that ends this process
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._live, name="robustkit-beat", daemon=True)
-        self._thread.start()
+        self._answered = self._alive = time.monotonic()  # when the store, and the process before this one, did so last
+        self._ended: End | None = None
+        self._threads = [
+            threading.Thread(target=target, name=f"robustkit-{name}", daemon=True)
+            for name, target in (("beat", self._live), ("watch", self._watch))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """Gives no more signs of life."""
+        """Gives no more signs of life, having said so, and watches nobody."""
         self._over.set()
-        self._thread.join(timeout=BEAT)
+        for thread in self._threads:
+            thread.join(timeout=BEAT)
 
     def _live(self) -> None:
-        told = 0
+        told, heard = 0, 0
+        before = (self.rank - 1) % self.size
         try:
-            while True:
+            while not self._over.is_set():
                 begun = self.begun
                 self._count("beats", self.rank, 1)
                 self._count("begun", self.rank, begun - told)
                 told = begun
-                if self._over.wait(BEAT):
-                    return
-        except RuntimeError:  # nobody keeps the store any more
+                self._ended = self.board.read()
+                beats, left = self._count("beats", before), self._count("left", before)
+                self._answered = time.monotonic()
+                if beats != heard or left:
+                    heard, self._alive = beats, self._answered
+                self._over.wait(BEAT)
+            self._count("left", self.rank, 1)
+        except RuntimeError:  # nobody keeps the store any more, and so exchanges fail by themselves
             launcher = os.environ.get(LAUNCHER)
             if launcher is not None and str(os.getppid()) != launcher and not self._over.is_set():
                 os.kill(os.getpid(), signal.SIGTERM)  # our launcher was killed: stop as if time were up
+            self._over.set()
+
+    def _watch(self) -> None:
+        """Ends this process where an exchange would wait for hours for one that will not come."""
+        looked = time.monotonic()
+        while not self._over.wait(BEAT):
+            now = time.monotonic()
+            if now - looked > 3 * BEAT:  # this process was stopped itself, or busy in one long call
+                self._answered = self._alive = now
+            found, looked = self._missed(now), time.monotonic()
+            if found is not None and not self._over.is_set():
+                end(found)
+
+    def _missed(self, now: float) -> End | None:
+        if self._ended is not None:
+            return None if self._over.wait(LOOK) else self._ended  # an exchange may have told of it already
+        if now - self._answered > SILENCE:
+            return End(1, f"{self._name(0)} does not answer: {GONE}")
+        return self.look(0.0) if now - self._alive > SILENCE else None
 
     def _count(self, what: str, rank: int, more: int = 0) -> int:
         return int(self.board.store.add(f"{self.board.place}/{what}/{rank}", more))
@@ -275,6 +314,8 @@ def end(because: End) -> int:
     Returns the exit code where this process has not met the others yet; else there is no way back, as threads may hang
     in an exchange that nobody will answer.
     """
+    if _meeting is not None:
+        _meeting.ending.acquire()  # by the first of two threads to know: it does not come back
     alone = os.environ.get("LOCAL_RANK", "0") == "0"  # where the others cannot be asked, one of each machine speaks
 
     def tell() -> tuple[bool, End]:

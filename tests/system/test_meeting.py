@@ -71,6 +71,67 @@ def test_who_does_not_come_is_named(three: list[Meeting], monkeypatch: pytest.Mo
     assert end.text.startswith("process 2 of 3 did not come to an exchange within 7 s")
 
 
+@pytest.fixture
+def ends(three: list[Meeting], monkeypatch: pytest.MonkeyPatch) -> list[End]:
+    """With which the processes would have ended that wait no longer than a second for the others."""
+    found: list[End] = []
+    monkeypatch.setattr(processes, "SILENCE", 1.0)
+    monkeypatch.setattr(processes, "end", found.append)
+    return found
+
+
+def until(ends: list[End]) -> None:
+    deadline = time.monotonic() + 20
+    while not ends and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def silenced(meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if its machine had lost its network: the store does not answer it any more, and nothing breaks."""
+    monkeypatch.setattr(meeting, "_count", lambda *_: time.sleep(5) or 0)
+
+
+def test_a_process_that_falls_silent_is_missed(
+    three: list[Meeting], ends: list[End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next one, without any exchange that fails."""
+    monkeypatch.setattr(three[1]._over, "wait", lambda timeout: time.sleep(10))
+    until(ends)
+    assert ends[0].text.startswith("process 1 of 3 gives no sign of life")
+    assert (ends[0].code, ends[0].rank) == (1, 1)
+
+
+def test_who_loses_the_others_ends(three: list[Meeting], ends: list[End], monkeypatch: pytest.MonkeyPatch) -> None:
+    silenced(three[2], monkeypatch)
+    until(ends)
+    assert "process 0 of 3 does not answer" in {end.text.partition(":")[0] for end in ends}
+
+
+def test_who_leaves_in_order_is_not_missed(three: list[Meeting], ends: list[End]) -> None:
+    three[1].close()
+    time.sleep(3)
+    assert ends == []
+
+
+def test_a_notice_ends_the_others(three: list[Meeting], ends: list[End]) -> None:
+    """Though they wait in an exchange that does not fail."""
+    three[1].board.write(End(75, "", 1))
+    until(ends)
+    assert ends[0] == End(75, "", 1)
+
+
+def test_who_was_stopped_itself_misses_nobody(
+    three: list[Meeting], ends: list[End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = [meeting._answered for meeting in three]
+    monkeypatch.setattr(time, "monotonic", lambda clock=time.monotonic: clock() + 3600)
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ends == []
+    assert all(meeting._answered > then + 3600 for meeting, then in zip(three, held, strict=True))
+
+
 def test_a_store_that_went_with_its_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "LOOK", 2.0)
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
