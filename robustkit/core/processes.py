@@ -43,7 +43,7 @@ BEAT = 2.0
 LOOK = 3 * BEAT
 """Seconds without one, after which a process counts as gone, once an exchange has failed."""
 
-SILENCE = 36.0
+SILENCE = 30.0
 """Seconds without a sign of life, or an answer of the store, after which a process is looked after unasked."""
 
 LAUNCHER = "ROBUSTKIT_LAUNCHER"

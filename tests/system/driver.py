@@ -35,6 +35,24 @@ class Plain(nn.Module):
         return self.layers(x)  # type: ignore[no-any-return]
 
 
+class Smooth(nn.Module):
+    """A net with batch statistics in which nothing turns at 0: under L2 rounding stays rounding, on any processor."""
+
+    def __init__(self, in_chans: int) -> None:
+        super().__init__()
+        widths = ((in_chans, 8, 2), (8, 16, 1))
+        layers = [(nn.Conv2d(a, b, 3, stride, bias=False), nn.BatchNorm2d(b), nn.Tanh()) for a, b, stride in widths]
+        self.layers = nn.Sequential(*(layer for block in layers for layer in block), nn.Flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+@register_model
+def robustkit_test_smooth(pretrained: bool = False, in_chans: int = 3, **kwargs: Any) -> nn.Module:
+    return Smooth(in_chans)
+
+
 @register_model
 def robustkit_test_plain(pretrained: bool = False, in_chans: int = 3, **kwargs: Any) -> nn.Module:
     return Plain(in_chans)
