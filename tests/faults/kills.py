@@ -38,16 +38,17 @@ import torch
 
 import robustkit.reporting.figures
 from robustkit import evolve, judging, limits, runs
-from robustkit.attacks import LDAT, PGD, Grouped
+from robustkit.attacks import LDAT, PGD, RSFGSM, Calibrated, Dynamic, Friendly, Grouped
 from robustkit.cli.main import main as robustkit_command
 from robustkit.core import checkpoint, loop
 from robustkit.core.recipe import Recipe, Suite, Validation, save_recipe
+from robustkit.core.registry import registry
 from robustkit.datasets import Synthetic
 from robustkit.epsilons import ECAS, Curriculum
 from robustkit.evaluation import Attacked, Clean, ledger
 from robustkit.heads import GaussianMixture
 from robustkit.helper import Helper
-from robustkit.losses import LBGAT, Align, Hat, Trades
+from robustkit.losses import ALP, LBGAT, Align, GradAlign, Hat, Mart, SelfWeighted, Trades
 from robustkit.objectives import KL
 from robustkit.optimizers import SGD
 from robustkit.schedules import OneCycle
@@ -88,11 +89,23 @@ FAMILIES: dict[str, Recipe] = {
         epochs=8,
     ),
     "hat": evolve(tiny(attack=PGD(steps=2, objective=KL())), loss=Hat(helper=Helper(run="helper"))),
+    "mart": tiny(loss=Mart()),
+    "alp": tiny(loss=ALP()),
+    "fat": tiny(attack=Friendly(steps=3, tau=(0, 1), switch=(0.5,))),
+    "dat": tiny(attack=Dynamic(steps=2, threshold=0.1), loss=SelfWeighted()),
+    "daat": tiny(attack=Calibrated(inner=PGD(steps=2), helper=Helper(run="helper"))),
+    "rs-fgsm": tiny(attack=RSFGSM(), schedule=OneCycle()),
+    "grad-align": tiny(attack=RSFGSM(noise=0.0), loss=GradAlign(weight=0.2)),
     "averaged, with control": evolve(
         tiny(average=Exponential(rate=0.7, warm_up=0.2), schedule=OneCycle(), optimizer=SGD(nesterov=True)),
         control=tiny(epochs=2, attack=None, validation=Validation(images=12, train_images=0, attack=None)),
     ),
 }
+if "n-fgsm" in registry("attack").names():
+    FAMILIES["n-fgsm, a plugin"] = tiny(attack=registry("attack").get("n-fgsm")())
+if "las-at" in registry("epsilon").names():
+    policy = registry("epsilon").get("las-at")(steps=(1, 2), interval=2, backbone="convnet_small")
+    FAMILIES["las-at, a plugin"] = tiny(epsilon=policy)
 HELPER = tiny_recipe(attack=None, epochs=1, validation=Validation(images=12, train_images=0, attack=None))
 
 
@@ -258,7 +271,7 @@ def kill_and_resume(
     recipe = work / f"{name.partition(',')[0]}.json"
     save_recipe(FAMILIES[name], recipe)
     whole = work / f"{recipe.stem}-whole"
-    if "hat" in name:
+    if "helper" in recipe.read_text(encoding="utf-8"):
         save_recipe(HELPER, work / "helper.json")
         code, _ = command(["run", "helper.json", "--out", "helper", "--device", "cpu"], work / "helper")
         assert code == 0, f"exit code {code}: see {work}/helper.log"
