@@ -1,4 +1,7 @@
-"""Pure mathematics shared by attacks, targets and losses. Logits are (B, K); results are float32, one per image."""
+"""Pure mathematics shared by attacks, targets and losses. Logits are (B, K); results are float32, one per image.
+
+Entropies and divergences of float64 logits are float64, so that a test can tell rounding from mistakes.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def precise(values: Tensor) -> Tensor:
+    """In float32, from whatever precision a forward had; float64 stays."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def entropy(logits: Tensor) -> Tensor:
     """(B,) entropy of softmax(logits) in nats; exact where probabilities underflow (`p log p` would be NaN)."""
-    log_p = F.log_softmax(logits.float(), dim=1)
+    log_p = F.log_softmax(precise(logits), dim=1)
     return torch.special.entr(log_p.exp()).sum(dim=1)  # type: ignore[no-any-return]
 
 
 def kl_from_probabilities(p: Tensor, logits: Tensor) -> Tensor:
     """(B,) KL(p || softmax(logits)) for target rows p that may hold zeros, differentiable in both."""
-    p = p.float()
+    p = precise(p)
     log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log()  # finite at 0, and so is its gradient (`F.kl_div`'s is NaN)
-    return (p * (log_p - F.log_softmax(logits.float(), dim=1))).sum(dim=1)
+    return (p * (log_p - F.log_softmax(precise(logits), dim=1))).sum(dim=1)
 
 
 def kl_from_logits(target_logits: Tensor, logits: Tensor) -> Tensor:
     """(B,) KL(softmax(target_logits) || softmax(logits)), differentiable in both."""
-    log_p = F.log_softmax(target_logits.float(), dim=1)
-    log_q = F.log_softmax(logits.float(), dim=1)
+    log_p = F.log_softmax(precise(target_logits), dim=1)
+    log_q = F.log_softmax(precise(logits), dim=1)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 

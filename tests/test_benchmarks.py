@@ -18,6 +18,7 @@ import torch
 
 from robustkit import Suite, UserError
 from robustkit.core.batch import Progress
+from robustkit.core.device import has_fast_bfloat16
 from robustkit.core.loop import step_passes
 from robustkit.datasets import Synthetic
 from robustkit.evaluation import Attacked, Clean
@@ -63,14 +64,16 @@ def test_the_gpu_script_names_the_steps_that_it_says_it_measures(script: Callabl
 
 
 def test_the_gpu_script_measures_and_writes(tmp_path: Path) -> None:
+    fast = "bf16" if has_fast_bfloat16(torch.device("cpu")) else "fp32"  # elsewhere bf16 is emulated: minutes
     words = ["--device", "cpu", "--tiny", "--cases", "pgd-at rn18", "--out", str(tmp_path / "gpu.json")]
+    words += ["--precision", fast]
     wide = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run([sys.executable, FOLDER / "gpu.py", *words], capture_output=True, text=True, env=wide)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert min(found["ceilings"][name] for name in ("bf16", "tf32", "fp32", "bytes")) > 0
     (case,) = found["cases"].values()
-    assert case["units"] == 7 and case["ratio_to_plain"] > 0 and "attack bf16" in case["path"]
+    assert case["units"] == 7 and case["ratio_to_plain"] > 0 and f"attack {fast}" in case["path"]
     assert "pgd-at rn18" in done.stdout and found["failed"] == {} and found["left"] == []
 
 

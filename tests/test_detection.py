@@ -430,11 +430,12 @@ def test_restarts_and_knowledge_only_take_away(digits: Path) -> None:
     """More random points let no fewer wrong images be accepted; who knows the detector may do as who does not."""
     data = Digits().load().test
     x, y = data.pixels.float() / 255, data.labels
-    measures = [Detection(key=str(n), threshold=0.5, steps=2, restarts=n) for n in (1, 2, 6)]
-    found = list(evaluate(load(digits), x, y, threat=Linf(epsilon=0.15), suite=measures).values())
+    measures = [Detection(threshold=0.5, steps=2, restarts=n) for n in (1, 2, 6)]  # six begin as one does
+    model, threat = load(digits), Linf(epsilon=0.15)
+    found = [evaluate(model, x, y, threat=threat, suite=[measure])["detection"] for measure in measures]
     for stage in ("attack", "adaptive"):
         past = [one.shares[stage]["falsely accepted"] for one in found]
-        assert past[0] < past[-1] and past[0] <= past[1] + 0.02 and past[1] <= past[2] + 0.02  # of other draws each
+        assert past[0] <= past[1] <= past[2] and past[0] < past[2]
     for one in found:
         plain, knowing = one.shares["attack"], one.shares["adaptive"]
         assert plain["falsely accepted"] < knowing["falsely accepted"]

@@ -113,8 +113,7 @@ def test_a_batch_is_attacked_as_its_images_one_by_one(threat: Any, name: str, st
     wanted = one_by_one(model, LOSSES[name], begun, x, threat, STRIDES, steps.tolist())
     # An image that takes no step is still brought into its ball and the box.
     wanted[1] = threat.project(begun[1:2], x[1:2], RADII[1:2].double())[0]
-    tolerance = 1e-5 if name == "kl" else 1e-9  # KL is worked out in float32
-    torch.testing.assert_close(found, wanted, atol=tolerance, rtol=0)
+    torch.testing.assert_close(found, wanted, atol=1e-9, rtol=0)
     assert norm(found - x, threat)[2:].max() > 1e-3
 
 
