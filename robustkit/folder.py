@@ -128,6 +128,25 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return reports
 
 
+def cut_metrics(folder: Path, epochs: int) -> int:
+    """Leaves the reports of that many epochs at most, of whole lines alone; how many there are now.
+
+    What a checkpoint does not know of was written after it; what a disk has lost of a line cannot be had again.
+    """
+    path = folder / "metrics.jsonl"
+    lines = read_text(path, errors="replace").splitlines() if path.is_file() else []
+    whole = [line for line in lines[:epochs] if _is_whole(line)]
+    checkpoint.write_text(path, "".join(f"{line}\n" for line in whole))
+    return len(whole)
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        return _is_report(parse_json(line))
+    except ValueError:
+        return False
+
+
 def _is_report(report: Any) -> bool:
     """Whether what figures ask of an epoch is there, and is what it should be."""
     if not isinstance(report, dict) or not isinstance(report.get("radii"), dict):

@@ -24,7 +24,6 @@ from robustkit.core import checkpoint, faults
 from robustkit.core.errors import CheckpointError, DamagedError, UserError
 from robustkit.core.loop import train
 from robustkit.core.parts import Parts
-from robustkit.core.reading import read_text
 from robustkit.core.recipe import Recipe, Suite
 from robustkit.core.registry import registry
 from robustkit.core.spec import digest, evolve, to_json
@@ -33,6 +32,7 @@ from robustkit.display import RunDisplay
 from robustkit.engine.memory import keeping_memory
 from robustkit.folder import (
     CHECKPOINTS,
+    cut_metrics,
     disk_trouble,
     new_folder,
     note,
@@ -287,7 +287,10 @@ def _train_and_judge(
         if before not in (None, parts.path):
             display.say(f"Passes are computed in another way than before: {parts.path}; before: {before}")
         if world.rank == 0:
-            lines = _cut_back(metrics, restored["metrics"], display)
+            lines = cut_metrics(folder, restored["metrics"])
+            if lines < restored["metrics"]:
+                fault = f"has {lines} of {restored['metrics']} epochs; those that are missing or damaged stay so"
+                display.say(f"{metrics}: {fault}")
         lines = world.share(lines)
         if not parts.finished:
             _ready(parts)
@@ -397,15 +400,6 @@ def _restored(parts: Parts, folder: Path, display: RunDisplay) -> dict[str, Any]
         return None
     remedy = f"put a copy back, or begin anew: robustkit run {folder} --out OTHER"
     raise CheckpointError(f"no checkpoint is whole ({'; '.join(found)})", place=str(last.parent), remedy=remedy)
-
-
-def _cut_back(metrics: Path, lines: int, display: RunDisplay) -> int:
-    """Takes from the metrics what was written after the checkpoint; how many lines there are now."""
-    found = read_text(metrics).splitlines(keepends=True) if metrics.is_file() else []
-    if len(found) < lines:
-        display.say(f"{metrics}: has {len(found)} of {lines} epochs; those that are missing stay so")
-    checkpoint.write_text(metrics, "".join(found[:lines]))
-    return min(lines, len(found))
 
 
 def _ready(parts: Parts) -> dict[str, str]:

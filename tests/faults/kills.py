@@ -131,12 +131,17 @@ class Counting:
     counts: Counter[str] = attrs.field(factory=Counter)
     struck: bool = False
     left: list[tuple[int, int]] = attrs.field(factory=list)
+    appended: Path | None = None  # the file to which a line is being added,
+    synced: int = 0  # and its bytes that were on the disk before
 
     def mark(self, owner: Any, name: str, phase: str) -> None:
         """Calls of `owner.name` are of that phase."""
         inner: Callable[..., Any] = getattr(owner, name)
 
         def marked(*arguments: Any, **options: Any) -> Any:
+            if phase == "metrics":
+                self.appended = arguments[0]
+                self.synced = self.appended.stat().st_size if self.appended.is_file() else 0
             self._enter(phase)
             try:
                 return inner(*arguments, **options)
@@ -173,26 +178,27 @@ class Counting:
             self.struck = True
             self.say()
             if first == signal.SIGKILL:
-                tear(self.folder, phase, self.strike.torn)
+                self.tear(phase, self.strike.torn)
             os.kill(os.getpid(), first)
+
+    def tear(self, phase: str, share: float) -> None:
+        """What is being written ends at a random byte."""
+        for path in self.folder.rglob("*.partial"):
+            if path.is_file():
+                os.truncate(path, int(share * path.stat().st_size))
+        if phase == "metrics" and self.appended and self.appended.is_file():
+            os.truncate(self.appended, self.synced + int(share * (self.appended.stat().st_size - self.synced)))
+        elif phase == "ledger":
+            for path in self.folder.glob("evaluation/*.jsonl"):
+                content = path.read_bytes()
+                start = content[:-1].rfind(b"\n") + 1  # of the last line
+                if content[start:].strip():
+                    os.truncate(path, start + int(share * (len(content) - start)))
 
     def say(self) -> None:
         data = {"struck": self.struck, "counts": self.counts}
         with open(self.report, "w", encoding="utf-8") as file:
             json.dump(data, file)
-
-
-def tear(folder: Path, phase: str, share: float) -> None:
-    """What is being written ends at a random byte."""
-    for path in folder.rglob("*.partial"):
-        if path.is_file():
-            os.truncate(path, int(share * path.stat().st_size))
-    appended = {"metrics": "metrics.jsonl", "ledger": "evaluation/*.jsonl"}.get(phase, "nothing")
-    for path in folder.glob(appended):
-        content = path.read_bytes()
-        start = content[:-1].rfind(b"\n") + 1  # of the last line
-        if phase == "metrics" or content[start:].strip():
-            os.truncate(path, start + int(share * (len(content) - start)))
 
 
 def child(words: list[str], counting: Counting, log: Path, save_every: float) -> int:

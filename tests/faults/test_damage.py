@@ -24,6 +24,7 @@ from robustkit.core.recipe import Recipe, Suite, save_recipe
 from robustkit.display import Silent
 from robustkit.epsilons import Curriculum
 from robustkit.evaluation import Attacked, Clean
+from robustkit.folder import read_metrics
 from robustkit.limits import Limits
 from robustkit.optimizers import SGD
 from robustkit.runs import evaluate_run
@@ -351,6 +352,17 @@ def test_metrics_that_are_missing_are_said(broken: Path) -> None:
     resume(broken, device="cpu", display=display)
     assert any("has 1 of 2 epochs" in line for line in display.said)
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 3, 4]
+
+
+@pytest.mark.parametrize("damage", [b'{"epoch": 2, "gra', b'{"epoch": 2}\n', b"\xff\x00\n", b"\n"])
+def test_a_line_of_the_metrics_that_is_damaged_is_dropped(broken: Path, damage: bytes) -> None:
+    """As a disk may leave it that had lost its power: it is said, and the run goes on to its end."""
+    path = broken / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + damage)
+    display = Listening()
+    resume(broken, device="cpu", display=display)
+    assert any("has 1 of 2 epochs" in line for line in display.said)
+    assert [report["epoch"] for report in read_metrics(broken)] == [1, 3, 4]
 
 
 def test_killed_between_outcomes_and_results(broken: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
