@@ -289,7 +289,7 @@ def kill_and_resume(
     while done < kills:
         chain += 1
         folder = work / f"{recipe.stem}-{chain}"
-        report = {"struck": True}
+        report, judged = {"struck": True}, False
         for number in range(min(kills - done, chooser.randint(1, 4))):
             strike = choose(chooser, counts, further=number > 0)
             words = next_words(folder, begin)
@@ -298,7 +298,8 @@ def kill_and_resume(
                 break  # so much was done before that this moment does not come any more
             done += 1
             say(f"{name}, {chain}: {words[0]}, {strike.signals} at call {strike.call} of {strike.phase}: exit {code}")
-            check_answer(strike, code, folder)
+            check_answer(strike, code, folder, judged)
+            judged = judged or strike.phase == "figures"
             yield strike.signals, strike.phase
         if report["struck"]:
             code, _ = command(next_words(folder, begin), folder)
@@ -321,10 +322,11 @@ def choose(chooser: random.Random, counts: dict[str, int], *, further: bool) -> 
     return Strike(kind, phase, chooser.randint(1, max(1, most)), chooser.random())
 
 
-def check_answer(strike: Strike, code: int, folder: Path) -> None:
-    """The exit code, and that a signal that asks for a stop loses no step."""
+def check_answer(strike: Strike, code: int, folder: Path, judged: bool) -> None:
+    """The exit code, and that a signal that asks for a stop loses no step. `judged`: only figures were to be drawn."""
     wanted = CODES[strike.signals]
-    may_finish = strike.signals != "SIGKILL" and strike.phase not in TRAINING  # nothing was left to be stopped
+    nothing_left = judged or strike.phase not in TRAINING
+    may_finish = strike.signals != "SIGKILL" and nothing_left
     assert code == wanted or (may_finish and code == 0), f"exit code {code} after {strike}: see {folder}.log"
     last = folder / "checkpoints" / "last.safetensors"
     if code == wanted and strike.signals in ("SIGTERM", "SIGINT") and strike.phase in ("training step", "validation"):
