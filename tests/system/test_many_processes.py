@@ -19,7 +19,7 @@ from typing import Any
 
 import driver
 import pytest
-from test_processes import DEADLINE, MOMENTUM, RECIPES, WEIGHTS, distance, metrics, recipe, tensors
+from test_processes import DEADLINE, MOMENTUM, RECIPES, SMOOTH, WEIGHTS, distance, metrics, recipe, tensors
 
 from robustkit import evolve, resume, run
 from robustkit.attacks import PGD, Dynamic, Friendly
@@ -318,13 +318,18 @@ def test_too_many_for_the_batch(tmp_path: Path) -> None:
 
 UNEVEN = {  # for four processes
     "ten-classes-in-batches-of-eight": recipe(
-        data=Synthetic(train=70, test=21, classes=10, size=8, channels=1), batch_size=8, target=Universal()
+        model=SMOOTH,
+        data=Synthetic(train=70, test=21, classes=10, size=8, channels=1),
+        batch_size=8,
+        target=Universal(),
     ),
     "friendly-in-training-mode": recipe(
-        attack=Friendly(steps=3, tau=(0, 1), switch=(0.5,), mode="train"), optimizer=SGD(lr=0.01)
+        model=SMOOTH, attack=Friendly(steps=3, tau=(0, 1), switch=(0.5,), mode="train")
     ),
-    "dynamic-in-training-mode": recipe(attack=Dynamic(steps=3, threshold=0.1, mode="train"), optimizer=SGD(lr=0.01)),
-    "five-images-for-four": recipe(batch_size=5, attack=PGD(steps=1), epochs=1, optimizer=SGD(lr=0.001)),
+    "dynamic-in-training-mode": recipe(
+        model=SMOOTH, attack=Dynamic(steps=3, threshold=0.1, mode="train"), optimizer=SGD(lr=0.01)
+    ),
+    "five-images-for-four": recipe(model=SMOOTH, batch_size=5, attack=PGD(steps=1), epochs=1, optimizer=SGD(lr=0.001)),
 }
 
 
@@ -335,12 +340,13 @@ def test_four_processes(group: int, tmp_path: Path, no_figures: None) -> None:
     wanted = UNEVEN if group == 4 else dict(list(RECIPES.items())[group::4])
     wanted = {name: value for name, value in wanted.items() if name != "with-synthetic"}  # it needs a file
     (tmp_path / "recipes").mkdir()
-    for name, value in wanted.items():
-        save_recipe(value, tmp_path / "recipes" / f"{name}.json")
-    with driver.started(4, tmp_path / "recipes", tmp_path / "four", tmp_path) as processes:
+    with driver.faulty_known():
         for name, value in wanted.items():
-            run(value, out=tmp_path / "one" / name, device="cpu")
-        codes = [process.wait(timeout=DEADLINE) for process in processes]
+            save_recipe(value, tmp_path / "recipes" / f"{name}.json")
+        with driver.started(4, tmp_path / "recipes", tmp_path / "four", tmp_path) as processes:
+            for name, value in wanted.items():
+                run(value, out=tmp_path / "one" / name, device="cpu")
+            codes = [process.wait(timeout=DEADLINE) for process in processes]
     assert codes == [0] * 4, (tmp_path / "four" / "rank-0.txt").read_text()[-3000:]
     for name in wanted:
         same_run(tmp_path / "four" / name, tmp_path / "one" / name)
