@@ -1,6 +1,6 @@
 """Kills runs at random moments, resumes them, and compares with the run that was left alone.
 
-    python tests/faults/kills.py --kills 60 --seed 1
+    python tests/faults/kills.py --kills 95 --seed 2
     python tests/faults/kills.py --kills 8 --seed 1 --families "cat;hat"
 
 Prints a line for each kill, then how many there were by signal and moment. Exit code 1 where a resumed run is not, byte
@@ -369,7 +369,7 @@ def say(text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=60, help="in all, spread over the families")
+    parser.add_argument("--kills", type=int, default=95, help="in all, spread over the families")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--families", default=";".join(FAMILIES), help="their names, with ; between them")
     arguments = parser.parse_args()

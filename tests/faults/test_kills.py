@@ -27,4 +27,4 @@ def test_a_few_kills() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_many_kills_of_every_family(seed: int) -> None:
-    kills(60, seed)
+    kills(95, seed)
