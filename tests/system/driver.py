@@ -132,12 +132,17 @@ def no_figures() -> ModuleType:
     return stub
 
 
+def free_port() -> int:
+    """Of this machine, at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def started(processes: int, recipes: Path, out: Path, data: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """This file, in so many processes; what they print is in rank-0.txt, ... of `out`. At the end they are gone."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     found: list[subprocess.Popen[bytes]] = []
     out.mkdir()
     try:

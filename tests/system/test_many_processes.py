@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -268,11 +267,13 @@ def test_a_launcher_that_is_killed(tmp_path: Path) -> None:
 def test_the_slower_one_to_leave_is_told_to(number: str, code: int, tmp_path: Path) -> None:
     """As by srun --kill-on-bad-exit, and torchrun: SIGTERM to one that is done keeps its exit code."""
     path = file_of(tmp_path, trouble=f"atexit.register(time.sleep, 20); os.kill(os.getpid(), signal.{number})", rank=0)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     words = ("run", path, "--out", str(tmp_path / "run"), "--device", "cpu")
-    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    where = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(driver.free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     first, second = (start(*words, RANK=str(rank), LOCAL_RANK=str(rank), **where) for rank in range(2))
     assert ended(second)[0] == code
     first.send_signal(signal.SIGTERM)
