@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustkit import bench as measuring
 from robustkit.attacks import PGD
 from robustkit.bench import _as_usual, bench
 from robustkit.cli.main import main
@@ -75,3 +76,17 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     data = json.loads(capsys.readouterr().out)
     assert data["ratio_to_plain"] is None and Passes(**data["passes"]).units == data["units"] == 5
     assert 0 < data["share_of_ceiling"] < 1
+
+
+def test_a_slow_matrix_product_is_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that emulates bfloat16 would be minutes at the next ones."""
+    made: list[int] = []
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *size, **options: made.append(size[0]) or ones(*size, **options))
+    monkeypatch.setattr(measuring, "CEILING_SECONDS", 0.0)
+    assert measuring._ceiling(torch.device("cpu"), "fp32") > 0
+    assert made == [measuring.CEILING_SIZES[0]]
+    monkeypatch.setattr(measuring, "CEILING_SECONDS", 1e9)
+    monkeypatch.setattr(measuring, "CEILING_SIZES", (8, 16))
+    assert measuring._ceiling(torch.device("cpu"), "bf16") > 0
+    assert made[1:] == [8, 16]
