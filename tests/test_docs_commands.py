@@ -317,6 +317,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "recipes", folder / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "plugins").symlink_to(ROOT / "plugins")
     (folder / "tests").symlink_to(ROOT / "tests")
+    (folder / "docs").symlink_to(ROOT / "docs")
     (folder / "tiny").mkdir()
     (folder / "runs").mkdir()
     (folder / "my_models.py").write_text(MODELS)
