@@ -23,10 +23,8 @@ ATTACKS = {
     "ldat": (("pgd-40", "fab"), ("apgd-dlr", "pgd-40"), ("deepfool", "pgd-40"), ("l2/apgd-dlr", "l2/pgd-40")),
 }
 """Those that are compared on one network, from left to right."""
-ARMS = [path.relative_to(STUDIES) for path in sorted(STUDIES.glob("*/*"))]
-
-
 TITLES = {"ldat": "## LDAT and its baselines, small"}
+ARMS = [path.relative_to(STUDIES) for path in sorted(STUDIES.glob("*/*"))]
 
 
 def section(study: str) -> str:
