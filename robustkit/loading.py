@@ -19,7 +19,7 @@ from robustkit.core.device import device_of
 from robustkit.core.errors import CheckpointError, RegistryError, SpecError, UserError
 from robustkit.core.model import Model, RobustModel
 from robustkit.core.reading import read_json
-from robustkit.core.recipe import execute, learn_backbone
+from robustkit.core.recipe import execute, learn_backbone, meant, runs_beside
 from robustkit.core.registry import hint
 from robustkit.core.spec import evolve, from_json
 from robustkit.core.strategy import Dataset, Head
@@ -190,7 +190,7 @@ def _parsed(recipe: dict[str, Any]) -> tuple[Model, Head]:
 def _read_run(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     held = sorted(path.stem for path in (folder / "checkpoints").glob("*.safetensors") if "." not in path.stem)
     if not held and not checkpoints.previous(folder / "checkpoints" / f"{name}.safetensors").is_file():
-        remedy = f"give a folder with checkpoints/, or with {EXPORTED}"
+        remedy = meant(folder, runs_beside(folder)) or f"give a folder with checkpoints/, or with {EXPORTED}"
         raise CheckpointError("is neither a run nor an exported model", place=str(folder), remedy=remedy)
     if name not in held and "last" in held:
         raise CheckpointError(f"has no checkpoint '{name}'", place=str(folder), remedy=f"it has: {', '.join(held)}")

@@ -12,7 +12,7 @@ from robustkit.core.device import device_of
 from robustkit.core.errors import CheckpointError, RecipeError, RegistryError, UserError
 from robustkit.core.parts import Parts, assemble
 from robustkit.core.processes import join
-from robustkit.core.recipe import Precision, Recipe, execute, learn_backbone, load_recipe
+from robustkit.core.recipe import Precision, Recipe, execute, learn_backbone, load_recipe, meant, runs_beside
 from robustkit.core.spec import digest, flatten, from_json, to_json
 from robustkit.core.world import World
 from robustkit.folder import not_known_here
@@ -28,7 +28,8 @@ def recipe_of(folder: Path, *, to_build: bool = False) -> Recipe:
         RecipeError: there is none, or it cannot be read.
     """
     if not (folder / "recipe.json").is_file():
-        remedy = f"it is a sweep's: robustkit sweep {folder}" if (folder / "sweep.json").is_file() else ""
+        is_sweep = (folder / "sweep.json").is_file()
+        remedy = f"it is a sweep's: robustkit sweep {folder}" if is_sweep else meant(folder, runs_beside(folder))
         raise RecipeError("is not a run folder: it has no recipe.json", place=str(folder), remedy=remedy)
     try:
         recipe = load_recipe(folder / "recipe.json")

@@ -390,6 +390,14 @@ def test_missing_recipe_names_near_misses(recipe: str, capsys: pytest.CaptureFix
     fails(capsys, ["run", "smal.py"], "smal.py: no such recipe", "did you mean 'small.py'")
 
 
+@pytest.mark.parametrize("words", [["resume"], ["eval"], ["predict"], ["report"], ["show"], ["compare", "small.py"]])
+def test_missing_run_names_near_misses(
+    recipe: str, run_folder: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    more = ["x.png"] if words == ["predict"] else []
+    fails(capsys, [*words, f"{run_folder}x", *more], f"{run_folder}x: ", f"did you mean '{run_folder}'?")
+
+
 def test_existing_run_is_never_overwritten(recipe: str, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["run", recipe, "--out", str(run_folder)], "exists already", f"robustkit resume {run_folder}")
 

@@ -19,7 +19,7 @@ from robustkit.core.batch import Passes, Progress
 from robustkit.core.errors import RecipeError, UserError
 from robustkit.core.model import Model
 from robustkit.core.reading import read_json
-from robustkit.core.registry import hint, registry
+from robustkit.core.registry import did_you_mean, hint, near_misses, registry
 from robustkit.core.spec import evolve, from_json, hints, setting, spec, to_json, walk
 from robustkit.core.strategy import (
     Attack,
@@ -301,8 +301,11 @@ def load_recipes(path: str | Path) -> dict[str, Recipe]:
     path = Path(path)
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path("recipes")
-        near = [str(found) for found in sorted(folder.glob("*.py"))]
-        raise RecipeError("no such recipe", place=str(path), remedy=hint(str(path), near) if near else "")
+        files = sorted(folder.glob("*.py"))
+        known = f"known: {', '.join(map(str, files))}" if files else ""
+        remedy = meant(path, [*files, *runs_beside(path)]) or known
+        fault = "no such recipe" if path.suffix == ".py" else "no such recipe or run"
+        raise RecipeError(fault, place=str(path), remedy=remedy)
     module = execute(path)
     recipe, family = getattr(module, "recipe", None), getattr(module, "recipes", None)
     found = {"": recipe} if isinstance(recipe, Recipe) else {}
@@ -315,6 +318,17 @@ def load_recipes(path: str | Path) -> dict[str, Recipe]:
         remedy = "end the file with `recipe = Recipe(...)`, or with `recipes = {name: Recipe(...)}`"
         raise RecipeError("defines no `recipe`", place=str(path), remedy=remedy)
     return found
+
+
+def runs_beside(path: Path) -> list[Path]:
+    """The run folders where `path` lies, or would lie."""
+    return [found.parent for found in sorted(path.parent.glob("*/recipe.json"))]
+
+
+def meant(path: Path, others: list[Path]) -> str:
+    """'did you mean ...?' of those whose name is like that of `path`; nothing where none is."""
+    by_name = {other.name: str(other) for other in others}
+    return did_you_mean([by_name[name] for name in near_misses(path.name, by_name)])
 
 
 def _from_json_file(path: Path) -> Recipe:

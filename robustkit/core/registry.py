@@ -11,7 +11,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
@@ -141,10 +141,16 @@ def entries(kind: str) -> Iterator[Entry]:
 def hint(name: str, known: Any) -> str:
     """'did you mean ...?' with near misses first, or all that is known."""
     known = [str(item) for item in known]
-    near = difflib.get_close_matches(name[:100], known, n=3, cutoff=0.6)
-    if near:
-        return f"did you mean {' or '.join(repr(item) for item in near)}?"
-    return f"known: {', '.join(known)}" if known else "none is known"
+    return did_you_mean(near_misses(name, known)) or (f"known: {', '.join(known)}" if known else "none is known")
+
+
+def near_misses(name: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name[:100], known, n=3, cutoff=0.6)
+
+
+def did_you_mean(near: list[str]) -> str:
+    """As a remedy; none where nothing is near."""
+    return f"did you mean {' or '.join(repr(item) for item in near)}?" if near else ""
 
 
 @cache
