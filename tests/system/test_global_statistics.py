@@ -1,6 +1,6 @@
 """Batch statistics over two processes are those of one that holds all images, in all derivatives that are taken."""
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,9 +36,8 @@ def alone(dtype: torch.dtype, affine: bool) -> list[Tensor]:
     return [out, *running, *torch.autograd.grad(out, inputs, gradient)]
 
 
-def worker(rank: int, folder: str, dtype: torch.dtype, affine: bool) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def of_part(rank: int, dtype: torch.dtype, affine: bool) -> list[Tensor]:
+    """The same of this process's part of the images; gradients of parameters are summed over both."""
     x, gradient, parameters = case(dtype, affine)
     part = PARTS[rank]
     here = x[part].clone().requires_grad_()
@@ -51,44 +50,54 @@ def worker(rank: int, folder: str, dtype: torch.dtype, affine: bool) -> None:
     to_x, *to_parameters = torch.autograd.grad(out, [here, *parameters], gradient[part])
     for tensor in to_parameters:
         dist.all_reduce(tensor)
-    torch.save([out.detach(), *running, to_x, *to_parameters], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return [out.detach(), *running, to_x, *to_parameters]
 
 
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-def test_equal_to_torch_on_all_images(dtype: torch.dtype, affine: bool, tmp_path: Path) -> None:
-    mp.spawn(worker, args=(str(tmp_path), dtype, affine), nprocs=2)
-    expected = alone(dtype, affine)
-    for part, rank in zip(PARTS, (0, 1), strict=True):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert len(found) == len(expected)
-        for number, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-            theirs = theirs[part] if number in (0, 3) else theirs
-            assert (ours.double() - theirs.double()).abs().max() <= TOLERANCE[dtype] * theirs.double().abs().max()
-
-
-def twice(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def twice(rank: int) -> Tensor:
+    """A function of a gradient with respect to this process's images, differentiated with respect to the weight."""
     x, _, (weight, _) = case(torch.float64, True)
     here, weight = x[PARTS[rank]].clone().requires_grad_(), weight.requires_grad_()
     out = global_batch_norm(here, None, None, weight, None, True, 0.1, 1e-5)
     (to_x,) = torch.autograd.grad(out.pow(3).sum(), here, create_graph=True)
     (to_weight,) = torch.autograd.grad(to_x.square().sum(), weight)
     dist.all_reduce(to_weight)
-    torch.save(to_weight, f"{folder}/{rank}.pt")
+    return to_weight
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    once = {f"{dtype}-{affine}": of_part(rank, dtype, affine) for dtype in TOLERANCE for affine in (True, False)}
+    torch.save((once, twice(rank)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_a_gradient_may_be_differentiated(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, list[Tensor]], Tensor]]:
+    """Of each of two processes: results of all cases, and the gradient of a gradient."""
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(worker, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_equal_to_torch_on_all_images(dtype: torch.dtype, affine: bool, found: Any) -> None:
+    expected = alone(dtype, affine)
+    for part, (once, _) in zip(PARTS, found, strict=True):
+        results = once[f"{dtype}-{affine}"]
+        assert len(results) == len(expected)
+        for number, (ours, theirs) in enumerate(zip(results, expected, strict=True)):
+            theirs = theirs[part] if number in (0, 3) else theirs
+            assert (ours.double() - theirs.double()).abs().max() <= TOLERANCE[dtype] * theirs.double().abs().max()
+
+
+def test_a_gradient_may_be_differentiated(found: Any) -> None:
     """As GradAlign does."""
-    mp.spawn(twice, args=(str(tmp_path),), nprocs=2)
     x, _, (weight, _) = case(torch.float64, True)
     x.requires_grad_(), weight.requires_grad_()
     out = F.batch_norm(x, None, None, weight, None, True, 0.1, 1e-5)
     (to_x,) = torch.autograd.grad(out.pow(3).sum(), x, create_graph=True)
     (expected,) = torch.autograd.grad(to_x.square().sum(), weight)
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert torch.allclose(found, expected, rtol=1e-10)
+    for _, to_weight in found:
+        assert torch.allclose(to_weight, expected, rtol=1e-10)
