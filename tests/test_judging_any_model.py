@@ -343,7 +343,7 @@ def test_killed_five_times_and_gone_on(whole: bool, digits: Any, tmp_path: Path)
         known, process = lines(), begin("killed")
         while lines() == known and process.poll() is None:  # imports take longest: not there
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.5))
+        time.sleep(moments.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL  # else it was done before

@@ -145,6 +145,7 @@ def hint(name: str, known: Any) -> str:
 
 
 def near_misses(name: str, known: Iterable[str]) -> list[str]:
+    """Those of `known` that `name` may be a slip for, the likeliest first."""
     return difflib.get_close_matches(name[:100], known, n=3, cutoff=0.6)
 
 
