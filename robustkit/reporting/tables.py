@@ -116,7 +116,7 @@ def notes(shown: Sequence[Column]) -> Iterator[str]:
                 parts = ", ".join(f"{name} {formats.percent(share)}" for name, share in shares.items())
                 yield f"{where}: {key}, {stage}: {parts}."
             for note in entry.get("notes", ()):
-                yield f"{where}: {note}."
+                yield f"{where}: {note.removesuffix('.')}."
 
 
 def plain_table(*headings: str, title: str = "") -> Table:
