@@ -107,17 +107,20 @@ class Frozen(nn.Module):
         """
         if not self._network:
             network, found = self.helper.network(self.world)
-            known = bytes(self.sha256.tolist()).hex()
-            if known.strip("0") and known != found:
-                place = self.helper.run if isinstance(self.helper, Helper) else "helper"
-                fault = f"the helper is another one: its sha256 is {found or 'none'}, not {known}"
-                raise UserError(fault, place=place, remedy="put back the one that is meant, or begin a new run")
-            self.sha256.copy_(_bytes(found))
+            if isinstance(self.helper, Helper):
+                self._recognise(found, self.helper.run)
             network = network.to(self.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._network.append(network.requires_grad_(False).eval())
         if not isinstance(self.helper, Helper):
             return ""
         return f"{self.helper.run}, {self.helper.checkpoint}, sha256 {bytes(self.sha256.tolist()).hex()}"
+
+    def _recognise(self, sha256: str, place: str) -> None:
+        known = bytes(self.sha256.tolist()).hex()
+        if known.strip("0") and known != sha256:
+            fault = f"the helper is another one: its sha256 is {sha256 or 'none'}, not {known}"
+            raise UserError(fault, place=place, remedy="put back the one that is meant, or begin a new run")
+        self.sha256.copy_(_bytes(sha256))
 
     @property
     def network(self) -> RobustModel:

@@ -10,7 +10,9 @@ from robustkit.cli.main import main
 from robustkit.core.batch import Progress
 from robustkit.core.loop import step_passes
 from robustkit.core.recipe import Recipe, load_recipe, load_recipes
-from robustkit.core.spec import digest, from_json, to_json
+from robustkit.core.spec import digest, evolve, from_json, to_json, walk
+from robustkit.smoke import smoke
+from robustkit.testing import check_steps
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.py"))
@@ -161,3 +163,21 @@ def test_smoke(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert {"clean", "pgd-20", "cw"} <= set(results["last"])
     assert (tmp_path / "run" / "figures" / "examples.png").stat().st_size > 0
     assert (tmp_path / "run" / "checkpoints" / "last.safetensors").is_file()
+
+
+def composition(recipe: Recipe) -> tuple[tuple[str, type], ...]:
+    """Which strategies take part in a step, whatever their settings."""
+    fields = ("threat", "epsilon", "attack", "target", "head", "loss", "weights", "average", "optimizer")
+    return tuple((f"{name}.{path}", type(part)) for name in fields for path, part in walk(getattr(recipe, name)))
+
+
+COMPOSITIONS = {composition(recipe): path for path in reversed(RECIPES) for recipe in [load_recipe(ROOT / path)]}
+
+
+@pytest.mark.parametrize("path", sorted(COMPOSITIONS.values()))
+def test_a_step_never_waits_for_a_device(path: str) -> None:
+    """And leaves no tensor on another one: no GPU is needed to see that. Networks are small here, but for one."""
+    recipe = smoke(load_recipe(ROOT / path))
+    if path != "recipes/ldat_prn18.py":
+        recipe = evolve(recipe, model=evolve(recipe.model, backbone="convnet_small"))
+    check_steps(recipe, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ class Grouped:
     """
 
     inner: Attack = setting(default=PGD())
+    waits: ClassVar[bool] = True
 
     def validate(self) -> None:
         if not hasattr(self.inner, "steps"):
@@ -64,7 +65,7 @@ class Grouped:
         joins = self.mode != "eval" and len(x) < generator.part.total
         steps, x_adv = budget.steps.cpu(), x.clone()
         for count in range(1, budget.max_steps + 1):
-            group = (steps == count).nonzero().squeeze(1).to(x.device)
+            group = (steps == count).nonzero().squeeze(1).to(x.device, non_blocking=True)
             if len(group) or joins:
                 attack, own = _taking(self.inner, count), _rows(budget, group)
                 x_adv[group] = attack(predict, x[group], y[group], own, threat, generator.of(group))

@@ -15,6 +15,7 @@ What only some have, and the loop asks for where it is there. Of specs:
   schedule or an attack: its passes where they depend on the rest of the recipe. `stops_early` True: what is declared is
   the most that it makes, or has the attack make.
 - `step_counts`, of an epsilon schedule: how many steps equal parts of a batch take, at most.
+- `waits` True: some of its steps wait for the device on purpose; otherwise `testing.check` takes that for an oversight.
 - `rehearsed(recipe)`: itself with untrained networks in place of those it would load, for smoke runs and tests.
 
 Of runtimes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class OneOff:
     inner: TargetDistribution = Universal()
     start: float = setting(default=0.8, at_least=0)
     freeze: Literal["probabilities", "perturbation"] = "probabilities"
+    waits: ClassVar[bool] = True  # once, or where an image was not seen
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a start beyond the end."""

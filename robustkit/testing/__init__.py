@@ -5,9 +5,11 @@
     def test_contract() -> None:
         check(MyAttack(step=1.25))
 
-A check takes a second on the CPU: a net of two convolutions with batch normalisation, six images, a real `Scene`.
-`check` asks for what every strategy of the kind must do (see `core.strategy`); that yours does what its paper says is
-for your own tests. `tiny_recipe(attack=MyAttack())` composes it into a recipe that trains in a second or two.
+A check takes a second or two on the CPU: two convolutions with batch normalisation, six images, a real `Scene`.
+`check` asks for what every strategy of the kind must do (see `core.strategy`), and that nothing in it would hold up a
+GPU, which takes none to see; that yours does what its paper says is for your own tests. `tiny_recipe(attack=Mine())`
+composes it into a recipe that trains in a second or two, and `check_steps(recipe, "my recipe")` looks at a whole
+recipe's steps for what would hold up a GPU.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 from robustkit.testing.attack import check_attack
 from robustkit.testing.average import check_average
+from robustkit.testing.device import check_device, check_steps
 from robustkit.testing.epsilon import check_epsilon
 from robustkit.testing.head import check_head
 from robustkit.testing.loss import check_loss
@@ -29,7 +32,7 @@ from robustkit.testing.threat import check_threat
 from robustkit.testing.tiny import tiny_recipe
 from robustkit.testing.weights import check_weights
 
-__all__ = ["PROTOCOLS", "check", "kind_of", "tiny_recipe"]
+__all__ = ["PROTOCOLS", "check", "check_steps", "kind_of", "tiny_recipe"]
 
 CHECKS: dict[str, Callable[[Any], None]] = {
     "threat": check_threat,
@@ -54,3 +57,4 @@ def check(strategy: Any) -> None:
         AssertionError: it does not; the sentence says what.
     """
     CHECKS.get(kind_of(strategy), check_spec)(strategy)
+    check_device(strategy)

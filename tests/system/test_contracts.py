@@ -270,6 +270,95 @@ class Remembers:
         return Rates(1 / calls)
 
 
+@spec
+class Clean(PGD):  # type: ignore[misc]
+    """Gives images as they are, in ways that a GPU would suffer from."""
+
+    def __call__(self, predict: Any, x: Tensor, y: Tensor, budget: Budget, threat: Any, generator: Any) -> Tensor:
+        return x.clone()
+
+    def passes(self, progress: Progress) -> Passes:
+        return Passes()
+
+
+@spec
+class Asks(Clean):
+    """Branches on a number."""
+
+    def __call__(self, predict: Any, x: Tensor, *others: Any) -> Tensor:
+        return x.clone() if x.max() <= 1 else x.clamp(0, 1)
+
+
+@spec
+class Fetches(Clean):
+    """Looks at the labels."""
+
+    def __call__(self, predict: Any, x: Tensor, y: Tensor, *others: Any) -> Tensor:
+        return torch.stack([x[row] for row, _ in enumerate(y.tolist())])
+
+
+@spec
+class Masks(Clean):
+    """Works on some images alone."""
+
+    def __call__(self, predict: Any, x: Tensor, y: Tensor, *others: Any) -> Tensor:
+        x = x.clone()
+        x[y > 1] = x[y > 1].clamp(0, 1)
+        return x
+
+
+@spec
+class Stranded(Clean):
+    """Makes a tensor on the CPU."""
+
+    def __call__(self, predict: Any, x: Tensor, *others: Any) -> Tensor:
+        return (x + torch.zeros(len(x), 1, 1, 1)).clamp(0, 1)
+
+
+@spec
+class Indexed(Clean):
+    """Picks rows by numbers on the CPU."""
+
+    def __call__(self, predict: Any, x: Tensor, *others: Any) -> Tensor:
+        return x[torch.arange(len(x))]
+
+
+@spec
+class Moves(Clean):
+    """Makes a tensor on the CPU, and waits until it is on the device."""
+
+    def __call__(self, predict: Any, x: Tensor, *others: Any) -> Tensor:
+        return (x + torch.zeros(len(x), 1, 1, 1).to(x.device)).clamp(0, 1)
+
+
+@spec
+class Lists(Clean):
+    """Makes a tensor there of numbers here."""
+
+    def __call__(self, predict: Any, x: Tensor, *others: Any) -> Tensor:
+        return x * torch.tensor([1.0], device=x.device)
+
+
+@spec
+class Recorded(Clean):
+    """Copies in the midst of what is recorded."""
+
+    def __call__(self, predict: Any, x: Tensor, *others: Any) -> Tensor:
+        def double(x: Tensor) -> Tensor:
+            return x * torch.ones(1).to(x.device, non_blocking=True)
+
+        with predict.using("eval") as predict:
+            return predict.repeatedly("double", double, (x,)) if hasattr(predict, "repeatedly") else double(x)
+
+
+@spec
+class Arrays(Clean):
+    """Leaves torch for numpy."""
+
+    def __call__(self, predict: Any, x: Tensor, *others: Any) -> Tensor:
+        return torch.from_numpy(x.numpy().clip(0, 1))
+
+
 BROKEN = [
     ("attack", Leaves, "left the ball"),
     ("attack", Attached, "detached"),
@@ -289,6 +378,19 @@ BROKEN = [
     ("weights", Displaced, "leaves .* elsewhere"),
     ("threat", Sharp, "left the ball"),
     ("schedule", Remembers, "asked twice"),
+    ("attack", Asks, r"waits for the device, .* \(.*test_contracts.py:\d+\); compute with tensors"),
+    ("attack", Fetches, r"waits for the device: it copies from there \(.*test_contracts.py:\d+\)"),
+    ("attack", Masks, r"waits for the device: how many images a mask picks"),
+    (
+        "attack",
+        Stranded,
+        r"a tensor on the CPU meet one on the device in add \(.*contracts.py:\d+\); make tensors",
+    ),
+    ("attack", Indexed, r"a tensor on the CPU meet one on the device in index"),
+    ("attack", Moves, r"waits for the device: it copies to there .*; move it once"),
+    ("attack", Lists, r"waits for the device: it makes a tensor there of numbers here"),
+    ("attack", Recorded, r"in the midst of what is recorded"),
+    ("attack", Arrays, r"fails on a device that is not the CPU"),
 ]
 
 
@@ -308,6 +410,15 @@ def test_notices(kind: str, cls: Any, words: str, register: Any) -> None:
     register(kind, cls)
     with pytest.raises(AssertionError, match=words):
         check(cls())
+
+
+def test_who_waits_on_purpose_says_so(register: Any) -> None:
+    @spec
+    class Declared(Asks):
+        waits: ClassVar[bool] = True
+
+    register("attack", Declared)
+    check(Declared())
 
 
 def test_notices_what_is_not_registered() -> None:

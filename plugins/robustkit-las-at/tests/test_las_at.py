@@ -35,7 +35,7 @@ from robustkit.optimizers import SGD
 from robustkit.reporting.composition import phases
 from robustkit.schedules import MultiStep
 from robustkit.targets import Natural, Universal
-from robustkit.testing import check, tiny_recipe
+from robustkit.testing import check, check_steps, tiny_recipe
 from robustkit.threats import Linf
 from robustkit.weights import AWP
 
@@ -137,6 +137,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Rewarded]:
 )
 def test_contract(schedule: LASAT) -> None:
     check(schedule)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_never_waits_for_a_device(name: str) -> None:
+    check_steps(tiny_recipe(**METHODS[name]), name)
 
 
 def test_registered() -> None:
