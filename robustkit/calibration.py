@@ -108,7 +108,7 @@ def entropies(model: RobustModel, batches: Iterable[Tensor], mode: Mode) -> Tens
     found = []
     for images in batches:
         with torch.no_grad(), Predictor(model, images.device).using(mode) as predict:
-            found.append(entropy(predict(images).logits).double().cpu())
+            found.append(entropy(predict(images).logits).cpu().double())
     return torch.cat(found)
 
 

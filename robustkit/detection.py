@@ -117,4 +117,4 @@ def auroc(natural: Tensor, adversarial: Tensor) -> float:
     ordered = adversarial.sort().values
     below = torch.searchsorted(ordered, natural.contiguous(), right=False)
     up_to = torch.searchsorted(ordered, natural.contiguous(), right=True)
-    return float((below + up_to).double().mean()) / 2 / len(adversarial)
+    return float((below + up_to).cpu().double().mean()) / 2 / len(adversarial)

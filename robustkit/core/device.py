@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from robustkit.core.errors import UserError
@@ -20,6 +22,16 @@ def device_of(name: str | torch.device) -> torch.device:
         fault = f"cannot be used: {str(error).splitlines()[0]}"
         raise UserError(fault, place=f"device '{name}'", remedy="e.g. --device cpu") from error
     return device
+
+
+@cache
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 where the device has none (Apple's)."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return torch.float32
+    return torch.float64
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

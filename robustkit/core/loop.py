@@ -465,7 +465,7 @@ def measure(parts: Parts, rows: Tensor, attacks: dict[str, Attack]) -> dict[str,
     recipe, world = parts.recipe, parts.world
     folding = parts.folding if parts.averaged is None else fold_backbone(parts.final, world)
     predict = Predictor(parts.final, world.device, parts.precision.attack, folding)
-    right = torch.zeros(1 + len(attacks), dtype=torch.float64, device=world.device)
+    right = torch.zeros(1 + len(attacks), dtype=torch.int64, device=world.device)
     for number, piece in _pieces(rows, recipe.batch_size):
         if number % world.size != world.rank:
             continue
@@ -477,7 +477,8 @@ def measure(parts: Parts, rows: Tensor, attacks: dict[str, Attack]) -> dict[str,
                 generator = whole(batch.x, recipe.seed, "validation", number)
                 x_adv = attack(predict, batch.x, batch.y, budget, recipe.threat, generator)
                 right[place] += is_right(forward(x_adv).logits, batch.y).sum()
-    return dict(zip(("natural", *attacks), (world.sum(right) / len(rows)).tolist(), strict=True))
+    counts = world.sum(right).tolist()
+    return {name: count / len(rows) for name, count in zip(("natural", *attacks), counts, strict=True)}
 
 
 def _pieces(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:

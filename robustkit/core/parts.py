@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustkit.core.batch import Progress
-from robustkit.core.device import has_fast_bfloat16
+from robustkit.core.device import has_fast_bfloat16, widest
 from robustkit.core.errors import RecipeError
 from robustkit.core.faults import Watch
 from robustkit.core.model import RobustModel
@@ -43,13 +43,13 @@ class Totals:
 
     def __init__(self, epsilon: float, device: torch.device, steps: int = 0) -> None:
         self.unit = epsilon / 32  # of the histogram of radii: bin k counts radii near k * unit
-        self.device = device
+        self.device, self.dtype = device, widest(device)
         self.sums: dict[str, Tensor] = {"images": self._zero()}
-        self.radii = torch.zeros(self.BINS, dtype=torch.float64, device=device)
+        self.radii = torch.zeros(self.BINS, dtype=self.dtype, device=device)
         self.gradients = torch.zeros(steps, device=device)  # the norm of each step's; 0: not made, or another's to say
 
     def _zero(self) -> Tensor:
-        return torch.zeros((), dtype=torch.float64, device=self.device)
+        return torch.zeros((), dtype=self.dtype, device=self.device)
 
     def add(self, record: Record, objective: Tensor) -> None:
         """Adds a record, whose terms are means over its images."""
@@ -66,7 +66,7 @@ class Totals:
             self.sums[name] = self.sums.get(name, self._zero()) + value
         low, high = -self.unit / 2, self.unit * (self.BINS - 0.5)
         radii = record.budget.epsilon.detach().float()
-        self.radii += torch.histc(radii, self.BINS, low, high).to(torch.float64)
+        self.radii += torch.histc(radii, self.BINS, low, high).to(self.dtype)
 
     def means(self) -> dict[str, float]:
         """Means per image, of this process's images."""
@@ -77,9 +77,9 @@ class Totals:
         return {**self.sums, "radii": self.radii, "gradients": self.gradients}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        moved = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        moved = {name: tensor.to(self.dtype).to(self.device) for name, tensor in tensors.items()}
         self.radii = moved.pop("radii")
-        self.gradients = moved.pop("gradients", self.gradients)  # older checkpoints have none
+        self.gradients = moved.pop("gradients", self.gradients).float()  # older checkpoints have none
         self.sums = moved
 
     def summed(self, world: World) -> Totals:

@@ -1,7 +1,7 @@
 """Runs commands where there is one more device: `elsewhere.py <file of commands>`, a JSON list of lists of words.
 
 Tensors on the device "elsewhere" lie on the CPU in truth, but torch does not know: who mixes them with tensors of the
-CPU is refused as on a GPU. Prints [exit code, output] of each command, as a line of JSON.
+CPU is refused as on a GPU, and float64 as by Apple's Metal. Prints [exit code, output] of each command, a line of JSON.
 """
 
 from __future__ import annotations
@@ -112,6 +112,8 @@ def compute(func: Any, *args: Any, **kwargs: Any) -> Any:
         return args[0]
     if not ends_there:
         return result
+    if any(isinstance(leaf, Tensor) and leaf.dtype == torch.float64 for leaf in tree_leaves(result)):
+        raise TypeError(f"Cannot convert a tensor to float64: {NAME} does not have it ({func})")
     result = tree_map(lambda leaf: There(leaf) if isinstance(leaf, Tensor) else leaf, result)
     return return_and_correct_aliasing(func, args, kwargs, result) if there and target is None else result
 

@@ -1,4 +1,4 @@
-"""Nothing takes the CPU for granted: all that works with a model works on a device that no CPU tensor may meet."""
+"""Nothing takes the CPU for granted: what works there does on a device that takes none of its tensors, nor float64."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def test_comes_to_the_same_as_on_the_cpu(done: tuple[Path, dict[str, tuple[int, 
 
     there, here = (checkpoint.read(folder / name / "checkpoints" / "last.safetensors")[0] for name in ("there", "here"))
     assert json.loads((folder / "there" / "environment.json").read_text())["device"] == "elsewhere"
-    assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in here)
+    states = [name for name in here if not name.startswith("totals.")]  # of these, some are float32 there
+    assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in states)
     assert found("there") == found("here")
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from robustkit import functional
 from robustkit.attacks.climb import climb
 from robustkit.core.batch import Output
+from robustkit.core.device import widest
 from robustkit.core.rng import Generator, derive, whole
 from robustkit.core.strategy import Subject, ThreatModel
 from robustkit.engine.folding import close
@@ -154,14 +155,14 @@ class Case:
         return self.by_pgd | self.by_margin
 
     def double(self) -> Callable[[Tensor], Tensor]:
-        """Images -> logits in float64, or in float32 where the model cannot do that."""
+        """Images -> logits in float64, or in float32 where the model or its device cannot do that."""
         module = self.subject.logits.module
         assert isinstance(module, nn.Module)
 
         def forward(model: nn.Module, images: Tensor) -> Tensor:
             output = model(images)
             logits: Tensor = output.logits if isinstance(output, Output) else output
-            return logits.double()
+            return logits.to(widest(logits.device))
 
         try:
             wide = copy.deepcopy(module).double()

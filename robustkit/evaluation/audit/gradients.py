@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from robustkit import functional
+from robustkit.core.device import widest
 from robustkit.evaluation.audit.case import FRAUD, VOTES, Case, Value, at_least, connected, grade, percent
 from robustkit.evaluation.findings import Finding, Verdict, finding
 from robustkit.functional import per_image
@@ -84,7 +85,8 @@ def gradient_correctness(case: Case) -> Finding:
         return functional.margin(connected(logits(images), images), y)
 
     draws = case.generator(PROBED, "correctness").uniform(case.x[:PROBED])
-    x = (0.05 + 0.85 * case.x[:PROBED] + 0.05 * draws).double()  # inside the box, off the grid of pixel values
+    x = 0.05 + 0.85 * case.x[:PROBED] + 0.05 * draws  # inside the box, off the grid of pixel values
+    x = x.to(widest(x.device))
     slope = gradient(value, x)
     length = torch.linalg.vector_norm(slope.flatten(1), dim=1)
     known = (length > 0) & length.isfinite()

@@ -93,7 +93,7 @@ def _features(run: FinishedRun) -> tuple[Tensor, Tensor, Tensor]:
             budget = Budget(x.new_full((len(y),), threat.epsilon))
             x_adv = ATTACK(subject.predict, x, y, budget, threat, whole(x, SEED, "features", number))
             for images, found in ((x, natural), (x_adv, attacked)):
-                found.append(run.model.network(images).features.double().cpu())
+                found.append(run.model.network(images).features.cpu().double())
     return torch.cat(natural), torch.cat(attacked), labels[rows].long()
 
 

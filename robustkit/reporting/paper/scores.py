@@ -64,8 +64,8 @@ class Scores:
 def _bins(scores: Tensor, classes: int, bins: int) -> Tensor:
     """(B,) the bin of each score; one that is no number is in the first."""
     low = 1 / classes
-    places = ((scores.double().nan_to_num(low) - low) / (1 - low) * bins).floor()
-    return places.clamp(0, bins - 1).long()
+    places = ((scores.cpu().double().nan_to_num(low) - low) / (1 - low) * bins).floor()
+    return places.clamp(0, bins - 1).long().to(scores.device)
 
 
 def scored(run: FinishedRun) -> tuple[list[dict[str, Any]], list[str]]:
