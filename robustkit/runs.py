@@ -360,8 +360,9 @@ def _train_and_judge(
             go_back=go_back,
             set_aside=set_aside,
             record=record,
-            should_stop=lambda parts: bool(limits.reason(parts)),
+            should_stop=lambda: bool(limits.reason()),
             should_save=limits.should_save,
+            until=limits.max_steps,
         )
     reason = limits.agreed(world, parts)
     if not finished and not (limits.rehearsal and reason == "steps"):

@@ -31,7 +31,7 @@ from robustkit.core.recipe import Recipe
 from robustkit.core.registry import registry
 from robustkit.core.rng import derive, whole
 from robustkit.core.strategy import Attack, LossRuntime, Record, Scene
-from robustkit.core.world import World
+from robustkit.core.world import Poll, World
 from robustkit.data.ahead import Ahead
 from robustkit.data.loader import make_batch
 from robustkit.engine import GlobalStatistics, Predictor
@@ -300,8 +300,9 @@ def train(
     go_back: Callable[[], None],
     set_aside: Callable[[Report], Path],
     record: Callable[[dict[str, Any]], None],
-    should_stop: Callable[[Parts], bool],
+    should_stop: Callable[[], bool],
     should_save: Callable[[], bool],
+    until: int | None = None,
 ) -> bool:
     """Train from where `parts` stands to the end, or to a collapse that is to end it; false if stopped before.
 
@@ -311,7 +312,8 @@ def train(
         go_back: takes everything from the checkpoint "last".
         set_aside: keeps what is known of a fault, and says where.
         record: appends an epoch's report to the metrics.
-        should_stop, should_save: asked after each step; a stop saves first.
+        should_stop, should_save: asked after each step (see `Poll`); a stop saves first.
+        until: stop after that many steps, too.
 
     Raises:
         Failure: a step's numbers are not finite, and the recipe's `health` says to stop.
@@ -323,7 +325,7 @@ def train(
         epoch, position = divmod(step, parts.steps_per_epoch)
         return order_of(epoch)[position * recipe.batch_size : (position + 1) * recipe.batch_size]
 
-    began, first = time.perf_counter(), parts.step
+    began, first, poll = time.perf_counter(), parts.step, Poll(world)
     while not parts.finished:
         progress = parts.progress
         before = parts.copied() if health.on_fault == "skip" else None
@@ -336,8 +338,10 @@ def train(
                     _fetch_ahead(parts, rows(parts.step + 1))
                 train_step(parts, rows(parts.step))
                 display.step(progress, parts.totals)
-            stop, at_end = world.any(should_stop(parts)), parts.step % parts.steps_per_epoch == 0
-            keeping = at_end or stop or world.any(should_save())
+            stop, saving = poll(should_stop(), should_save())
+            stop = stop or (until is not None and parts.step >= until)
+            at_end = parts.step % parts.steps_per_epoch == 0
+            keeping = at_end or stop or saving
             if keeping:
                 parts.watch.settle()
         except Fault as fault:

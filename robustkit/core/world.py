@@ -93,3 +93,30 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             exchange(dist.barrier)
+
+
+class Poll:
+    """Questions to all processes, once a step: whether any of them says yes.
+
+    On several GPUs the answers are those to the call before (at first: no), so that no step waits for a device.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._later = world.size > 1 and world.device.type == "cuda"
+        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def __call__(self, *flags: bool) -> tuple[bool, ...]:
+        if self.world.size == 1:
+            return flags
+        yes = self.world.sum(torch.tensor(flags, dtype=torch.float32).to(self.world.device, non_blocking=True))
+        if not self._later:
+            return tuple(map(bool, yes.tolist()))
+        copied, event = yes.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        before, self._pending = self._pending, (copied, event)
+        if before is None:
+            return (False,) * len(flags)
+        answers, done = before
+        done.synchronize()
+        return tuple(map(bool, answers.tolist()))

@@ -171,8 +171,9 @@ def _train_to(parts: Parts, steps: int) -> float:
         go_back=nothing,
         set_aside=nothing,
         record=nothing,
-        should_stop=lambda parts: parts.step >= steps,
+        should_stop=lambda: False,
         should_save=lambda: False,
+        until=steps,
     )
     return (time.perf_counter() - began) / (parts.step - first)
 
