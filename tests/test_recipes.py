@@ -16,7 +16,10 @@ from robustkit.testing import check_steps
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.py"))
-RECIPES = [f"{file}:{name}" if name else file for file in FILES for name in load_recipes(ROOT / file)]
+LOADED = {
+    f"{file}:{name}" if name else file: recipe for file in FILES for name, recipe in load_recipes(ROOT / file).items()
+}
+RECIPES = list(LOADED)
 SINGLE = [address for address in RECIPES if address in FILES]
 FAMILIES = [address for address in RECIPES if address not in FILES]
 TABLE = {"sat": 23, "trades": 27, "mart": 26, "hat": 31, "uiat": 28, "uiat-oneoff": 24}
@@ -171,13 +174,13 @@ def composition(recipe: Recipe) -> tuple[tuple[str, type], ...]:
     return tuple((f"{name}.{path}", type(part)) for name in fields for path, part in walk(getattr(recipe, name)))
 
 
-COMPOSITIONS = {composition(recipe): path for path in reversed(RECIPES) for recipe in [load_recipe(ROOT / path)]}
+COMPOSITIONS = {composition(recipe): path for path, recipe in reversed(LOADED.items())}
 
 
 @pytest.mark.parametrize("path", sorted(COMPOSITIONS.values()))
 def test_a_step_never_waits_for_a_device(path: str) -> None:
     """And leaves no tensor on another one: no GPU is needed to see that. Networks are small here, but for one."""
-    recipe = smoke(load_recipe(ROOT / path))
+    recipe = smoke(LOADED[path])
     if path != "recipes/ldat_prn18.py":
         recipe = evolve(recipe, model=evolve(recipe.model, backbone="convnet_small"))
     check_steps(recipe, path)

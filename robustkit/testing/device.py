@@ -95,7 +95,7 @@ def check_steps(recipe: Recipe, who: str) -> None:
             except _Fault as fault:
                 if not (may_wait and isinstance(fault, _Wait)):
                     raise AssertionError(f"{who} {fault}") from None
-            except NotImplementedError:
+            except NotImplementedError:  # torch's own, of an operation that "meta" lacks
                 continue
             except (RuntimeError, TypeError) as error:
                 line = " ".join(str(error).split())
@@ -103,9 +103,10 @@ def check_steps(recipe: Recipe, who: str) -> None:
 
 
 class _Blind:
-    """Sees no faults: there are no numbers."""
+    """In place of the watch over a step's numbers."""
 
-    def see(self, evidence: Evidence) -> None: ...
+    def see(self, evidence: Evidence) -> None:
+        """Finds no fault: there are no numbers."""
 
 
 class _Held:
