@@ -153,7 +153,7 @@ class _Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if masks and not fills:
                 self.say("waits for the device: how many images a mask picks is known there alone", _ASK)
         elif {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
-            self.say(f"waits for the device, which alone knows what {_name(func)} gives", _ASK)
+            self.say(f"waits for the device, which alone knows the outcome of {_name(func)}", _ASK)
 
     def _look_at_copy(self, source: torch.device, target: Any, non_blocking: Any) -> None:
         if target is None or torch.device(target) == source:
@@ -197,6 +197,8 @@ class _Making(TorchFunctionMode):
 
 
 def _name(func: Any) -> str:
+    if func.overloadpacket is torch.ops.aten._local_scalar_dense:
+        return "item() (or float, int, bool, if)"
     return str(func.overloadpacket).rpartition(".")[2]
 
 
