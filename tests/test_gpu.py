@@ -113,6 +113,24 @@ def test_recordings_leave_other_threads_alone() -> None:
     assert not troubles and not graphs.trouble
 
 
+def _asks_for_a_number(x: torch.Tensor) -> torch.Tensor:
+    return x * x.sum().item()
+
+
+def test_what_waits_is_not_recorded_and_leaves_all_as_it_was() -> None:
+    graphs = graphs_for(torch.device("cuda"))
+    assert graphs is not None
+    x, stream = torch.rand(1000, device="cuda"), torch.cuda.current_stream()
+    for _ in range(4):
+        assert torch.equal(graphs("waits", _asks_for_a_number, (x,)), _asks_for_a_number(x))
+        assert torch.cuda.current_stream() == stream
+    assert "synchroniz" in graphs.trouble
+    graphs.trouble = ""
+    for _ in range(4):
+        assert torch.equal(graphs("never", _doubled_often, (x,)), _doubled_often(x))
+    assert not graphs.trouble and torch.cuda.get_sync_debug_mode() == 0
+
+
 def test_recordings_share_memory() -> None:
     graphs = graphs_for(torch.device("cuda"))
     assert graphs is not None

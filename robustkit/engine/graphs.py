@@ -7,7 +7,9 @@ and whoever changes weights must change them in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -92,18 +94,39 @@ def _cuda_recorder() -> Record:
     pool = torch.cuda.graph_pool_handle()
 
     def record(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries choose their kernels and take their memory before the recording
-            function()
-        torch.cuda.current_stream().wait_stream(stream)
+        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(stream), _never_waiting():
+                function()  # libraries choose their kernels and take their memory before the recording
+        finally:
+            current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Of this thread alone: another one may be pinning the next images, which a recording of all would forbid it.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            result = function()
+        try:
+            # Of this thread alone: another one may be pinning the next images, which a recording of all would forbid.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                result = function()
+        except RuntimeError:
+            torch.cuda.set_stream(current)  # `graph` stays on its own where a recording breaks off
+            raise
         return graph.replay, result
 
     return record
+
+
+@contextmanager
+def _never_waiting() -> Iterator[None]:
+    """What waits for the GPU raises here, as a RuntimeError. Were it met in a recording, that would break off, and
+    some versions of torch then take memory to be recorded for ever (pytorch/pytorch#180395).
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is a prototype, which does not see all that waits
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _tensors(leaves: list[Any]) -> list[Tensor]:
