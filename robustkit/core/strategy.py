@@ -60,7 +60,7 @@ class Predict(Protocol):
 
 @runtime_checkable
 class Repeating(Predict, Protocol):
-    """A `predict` that may record what an attack does, and replay it."""
+    """A `predict` that may record what an attack, or a target, does, and replay it."""
 
     def repeatedly(self, key: Hashable, function: Callable[..., Tensor], tensors: tuple[Any, ...]) -> Tensor:
         """`function(*tensors)`, which forwards through this `predict`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from robustkit.attacks.climb import repeatedly
 from robustkit.core.batch import Batch, Budget, Mode, Output, Passes, Progress
 from robustkit.core.registry import registry
 from robustkit.core.rng import derive
@@ -69,15 +70,20 @@ class UniversalPerturbations(nn.Module):
         return (batch.x + self.z[batch.y]).clamp(0, 1)
 
     def _step(self, predict: Predict, batch: Batch, x_adv: Tensor) -> None:
-        reference = Reference()
-        if self.spec.objective.needs_reference:
-            with torch.no_grad():
-                reference = Reference(natural=predict(batch.x), adversarial=predict(x_adv))
-        with torch.enable_grad():
-            z = self.z.detach().requires_grad_()
-            images = (batch.x + z[batch.y]).clamp(0, 1)  # the gather's gradient adds up each class's images
-            value = self.spec.objective(predict(images), batch.y, reference)
-            (gradient,) = torch.autograd.grad(value.sum(), z)
+        objective = self.spec.objective
+
+        def slope(z: Tensor, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
+            reference = Reference()
+            if objective.needs_reference:
+                with torch.no_grad():
+                    reference = Reference(natural=predict(x), adversarial=predict(x_adv))
+            with torch.enable_grad():
+                z = z.detach().requires_grad_()
+                images = (x + z[y]).clamp(0, 1)  # the gather's gradient adds up each class's images
+                (gradient,) = torch.autograd.grad(objective(predict(images), y, reference).sum(), z)
+            return gradient
+
+        gradient = repeatedly(predict, ("universal", objective), slope, (self.z, batch.x, batch.y, x_adv))
         gradient = self.world.sum(gradient)  # before the sign: every process then makes the same step
         radius = self.spec.radius
         step_size = radius if self.spec.step_size is None else self.spec.step_size

@@ -5,6 +5,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from test_graphs import Recorder
 from tiny import (
     CLASSES,
     SHAPE,
@@ -26,6 +27,8 @@ from robustkit.core.batch import Batch, Budget, Output, Progress, start_epoch
 from robustkit.core.errors import RecipeError
 from robustkit.core.recipe import refuse_late_start
 from robustkit.core.strategy import Record, build
+from robustkit.engine import Predictor
+from robustkit.engine.graphs import Graphs
 from robustkit.objectives import InverseObjective
 from robustkit.targets import Inverse, Momentum, Natural, OneOff, Universal
 from robustkit.threats import L2, Linf
@@ -357,6 +360,23 @@ def test_universal_of_lone_classes_is_one_step_of_inverse() -> None:
     ours = target.prepare(given, budget, x_adv)
     theirs = Inverse(steps=1, step_size=4 / 255, noise=0.0).prepare(given, budget, x_adv)
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_universal_recorded_is_the_same(beta: float) -> None:
+    """With the images, perturbations and weights of the moment."""
+    model, recorder = tiny_model(), Recorder()
+    plain, recorded = (build(Universal(objective=InverseObjective(beta=beta)), world()) for _ in range(2))
+    recording = Predictor(model, torch.device("cpu"), graphs=Graphs(recorder))
+    for number in range(5):
+        given = scene(model, Batch(images(B, number), torch.randperm(B) % CLASSES, torch.arange(B)))
+        wanted = plain.prepare(given, BUDGET, adversarial())
+        found = recorded.prepare(attrs.evolve(given, predict=recording), BUDGET, adversarial())
+        assert torch.equal(found, wanted) and torch.equal(recorded.z, plain.z)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    assert (recorder.recorded, recorder.replayed) == (1, 1 + 3)
 
 
 def test_universal_is_not_advanced_where_told_not_to() -> None:
