@@ -168,7 +168,8 @@ def _report(sweep: Sweep, stopped: str, arguments: argparse.Namespace) -> int:
         say(f"Every run is in   {sweep.folder}")
     failed = [trial for trial in sweep.trials() if trial.ended == "failed"]
     if failed:
-        say(f"{len(failed)} trials failed; once more: robustkit sweep {shlex.quote(str(sweep.folder))} --retry")
+        some = f"{len(failed)} trial{'' if len(failed) == 1 else 's'}"
+        say(f"{some} failed; once more: robustkit sweep {shlex.quote(str(sweep.folder))} --retry")
     return EXIT_FAILURE if any(trial.ended in ("failed", "collapse") for trial in sweep.trials()) else 0
 
 

@@ -61,7 +61,8 @@ def work(
                 if not left:
                     return _measure_best(sweep, device, limits, display())
                 if not waiting:
-                    speaker.say(f"Other workers are at {len(left)} trials; waiting for them")
+                    some = f"{len(left)} trial{'' if len(left) == 1 else 's'}"
+                    speaker.say(f"Other workers are at {some}; waiting for them")
                     waiting = True
                 _pause(limits)
             return reason
