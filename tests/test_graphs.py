@@ -6,15 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustkit import Validation
 from robustkit.attacks import PGD
 from robustkit.core.batch import Budget
+from robustkit.core.loop import finish_epoch, train_step
 from robustkit.core.model import Model, RobustModel
 from robustkit.core.rng import whole
 from robustkit.engine import Predictor
 from robustkit.engine.folding import fold
 from robustkit.engine.graphs import RECORDINGS, Graphs, graphs_for
 from robustkit.heads import Linear
+from robustkit.losses import Align
 from robustkit.objectives import KL
+from robustkit.opening import load_parts, make_world
+from robustkit.targets import Universal
+from robustkit.testing import tiny_recipe
 from robustkit.threats import Linf
 
 CPU = torch.device("cpu")
@@ -132,3 +138,30 @@ def test_convolutions_of_attacks_on_a_gpu_are_deterministic(model: RobustModel, 
 
 def test_a_cpu_records_nothing() -> None:
     assert graphs_for(CPU) is None
+
+
+def test_training_is_the_same() -> None:
+    """Attacks and targets of steps, and the attack of the validation, whose batches are shorter at an epoch's end."""
+    recipe = tiny_recipe(
+        attack=PGD(steps=2),
+        target=Universal(radius=0.05),
+        loss=Align(weight=1.0),
+        validation=Validation(images=20, train_images=8, attack=PGD(steps=3)),
+        epochs=3,
+    )
+    weights, reports, recorders = [], [], [None, Recorder()]
+    for record in recorders:
+        parts = load_parts(recipe, make_world(recipe, "cpu"))
+        parts.graphs = record and Graphs(record)
+        parts.folding = parts.folding or fold(parts.model.eval().backbone, torch.rand(4, *parts.world.image_shape))
+        while not parts.finished:
+            progress, size = parts.progress, recipe.batch_size
+            first = parts.step % parts.steps_per_epoch * size
+            train_step(parts, parts.order(progress.epoch)[first : first + size])
+            if parts.step % parts.steps_per_epoch == 0:
+                reports.append(finish_epoch(parts, progress))
+        weights.append({name: tensor.clone() for name, tensor in parts.tensors().items()})
+    plain, quick = weights
+    assert all(torch.equal(plain[name], quick[name]) for name in plain)
+    assert reports[:3] == reports[3:]
+    assert recorders[1].recorded == RECORDINGS and not parts.graphs.trouble

@@ -467,8 +467,10 @@ def measure(parts: Parts, rows: Tensor, attacks: dict[str, Attack]) -> dict[str,
     Shares of all rows, the same on every process.
     """
     recipe, world = parts.recipe, parts.world
-    folding = parts.folding if parts.averaged is None else fold_backbone(parts.final, world)
-    predict = Predictor(parts.final, world.device, parts.precision.attack, folding)
+    folding, graphs = parts.folding, parts.graphs
+    if parts.averaged is not None:  # another network than the one whose attacks are recorded
+        folding, graphs = fold_backbone(parts.final, world), None
+    predict = Predictor(parts.final, world.device, parts.precision.attack, folding, graphs)
     right = torch.zeros(1 + len(attacks), dtype=torch.int64, device=world.device)
     for number, piece in _pieces(rows, recipe.batch_size):
         if number % world.size != world.rank:
