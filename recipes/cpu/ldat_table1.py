@@ -8,7 +8,7 @@ Changed:    the schedule is that of recipes/cpu/uiat_table1.py, for all: 10,000 
             (`ldat-likelihood-1`) the network learns nothing (docs/methods/ldat.md says why)
 Cost:       forward-units a step below, 75 steps an epoch
 Published:  nothing at this size
-Measured:   all but lbgat and alp, one seed each, on a JPEG copy of CIFAR-10: docs/results.md; outcomes of each
+Measured:   all, one seed each, on a JPEG copy of CIFAR-10: docs/results.md; outcomes of each
             image in docs/studies/ldat
 Judged:     in L-infinity as the table, but for DeepFool, which needs foolbox, on 1,000 images, and by AutoAttack on
             256; in L2 by the two attacks that stand oddly to each other there (docs/methods/ldat.md)
