@@ -121,12 +121,12 @@ def _never_waiting() -> Iterator[None]:
     """
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is a prototype, which does not see all that waits
+        warnings.filterwarnings("ignore", "Synchronization debug mode")  # is a prototype, which does not see all waits
         torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
 
 def _tensors(leaves: list[Any]) -> list[Tensor]:
