@@ -115,7 +115,7 @@ class Meeting:
         """Gives no more signs of life, having said so, and watches nobody."""
         self._over.set()
         for thread in self._threads:
-            thread.join(timeout=BEAT)
+            thread.join(timeout=LOOK)  # longer than the store may take to answer: on a busy machine, too
 
     def _live(self) -> None:
         told, heard = 0, 0

@@ -60,10 +60,10 @@ stub.draw = lambda *arguments, **options: None
 sys.modules["robustkit.reporting.figures"] = stub
 import torch
 from robustkit import load_recipe, run
+from robustkit.core.processes import leave
 torch.set_num_threads(1)
 run(load_recipe(sys.argv[1]), out=sys.argv[2], device="cpu")
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()
+leave()
 """
 
 
