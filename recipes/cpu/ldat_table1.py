@@ -8,8 +8,8 @@ Changed:    the schedule is that of recipes/cpu/uiat_table1.py, for all: 10,000 
             (`ldat-likelihood-1`) the network learns nothing (docs/methods/ldat.md says why)
 Cost:       forward-units a step below, 75 steps an epoch
 Published:  nothing at this size
-Measured:   all, one seed each, on a JPEG copy of CIFAR-10: docs/results.md; outcomes of each
-            image in docs/studies/ldat
+Measured:   all, one seed each, on a JPEG copy of CIFAR-10: docs/results.md; outcomes of each image, but for
+            `ldat-likelihood-1`, in docs/studies/ldat
 Judged:     in L-infinity as the table, but for DeepFool, which needs foolbox, on 1,000 images, and by AutoAttack on
             256; in L2 by the two attacks that stand oddly to each other there (docs/methods/ldat.md)
 Note:       `ldat-up` lets the likelihood's weight grow from 0, `ldat-down` fall to 0; `ldat-unit` is `ldat-up` with the
